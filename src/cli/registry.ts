@@ -1,0 +1,28 @@
+import type { Command } from "./command.ts";
+
+export interface RegistryEntry {
+  readonly name: string;
+  /** One line for the list of commands. */
+  readonly summary: string;
+  /** Imports the command's file, and with it only what that command needs: `bakelite --version` must be quick. */
+  load(): Promise<Command>;
+}
+
+/** Every command, in the order of `bakelite --help`. */
+export const registry: readonly RegistryEntry[] = [
+  {
+    name: "daemon",
+    summary: "Back up every configured database continuously",
+    load: async () => (await import("./commands/daemon.ts")).command,
+  },
+  {
+    name: "version",
+    summary: "Show the versions of bakelite, its storage format and its parts",
+    load: async () => (await import("./commands/version.ts")).command,
+  },
+  {
+    name: "help",
+    summary: "Show help for bakelite or for one command",
+    load: async () => (await import("./commands/help.ts")).command,
+  },
+];

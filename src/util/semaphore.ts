@@ -1,0 +1,72 @@
+import { assert } from "./errors.ts";
+
+export interface AcquireOptions {
+  /** Smaller numbers are served first; 0 by default. Equal ones in the order in which they came. */
+  readonly priority?: number;
+  /** Leaves the queue when aborted. */
+  readonly signal?: AbortSignal;
+}
+
+interface Waiter {
+  readonly priority: number;
+  readonly grant: () => void;
+}
+
+/**
+ * A bounded number of slots: `using slot = await semaphore.acquire();` holds one until the end of the block. Disposing
+ * twice counts once.
+ */
+export class Semaphore {
+  #freeCount: number;
+  /** By priority, then by arrival. */
+  readonly #queue: Waiter[] = [];
+
+  constructor(slotCount: number) {
+    assert(Number.isInteger(slotCount) && slotCount > 0, "a semaphore has at least one slot");
+    this.#freeCount = slotCount;
+  }
+
+  /** How many wait for a slot. */
+  get waiterCount(): number {
+    return this.#queue.length;
+  }
+
+  /** Waits for a slot. Rejects with the signal's reason, and takes none, when aborted before it has one. */
+  async acquire({ priority = 0, signal }: AcquireOptions = {}): Promise<Disposable> {
+    signal?.throwIfAborted();
+    if (this.#freeCount > 0) this.#freeCount--;
+    else await this.#wait(priority, signal);
+    return this.#slot();
+  }
+
+  #wait(priority: number, signal: AbortSignal | undefined): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const leave = () => {
+        this.#queue.splice(this.#queue.indexOf(waiter), 1);
+        reject(signal?.reason);
+      };
+      const grant = () => {
+        signal?.removeEventListener("abort", leave);
+        resolve();
+      };
+      const waiter: Waiter = { priority, grant };
+      signal?.addEventListener("abort", leave, { once: true });
+      const behind = this.#queue.findIndex((other) => other.priority > priority);
+      this.#queue.splice(behind === -1 ? this.#queue.length : behind, 0, waiter);
+    });
+  }
+
+  #slot(): Disposable {
+    let isHeld = true;
+    return {
+      [Symbol.dispose]: () => {
+        if (!isHeld) return;
+        isHeld = false;
+        // A slot goes from hand to hand: nobody who comes later can take it in between.
+        const next = this.#queue.shift();
+        if (next === undefined) this.#freeCount++;
+        else next.grant();
+      },
+    };
+  }
+}

@@ -1,0 +1,13 @@
+/** Where text for people or pipes goes: standard output, standard error, or a test. */
+export interface TextOutput {
+  write(text: string): void;
+  /** A person is watching: progress, colour and tables as wide as the screen make sense. */
+  readonly isTerminal: boolean;
+  /** Columns of the terminal now; 80 when it is none. */
+  readonly columns: number;
+}
+
+/** True when colour may be used: on a terminal, unless `NO_COLOR` is set to anything but the empty string. */
+export function mayColour(output: TextOutput, env: Readonly<Record<string, string | undefined>>): boolean {
+  return output.isTerminal && (env["NO_COLOR"] ?? "") === "";
+}
