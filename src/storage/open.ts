@@ -1,0 +1,13 @@
+import type { Backend } from "./backend.ts";
+import { FileBackend, type FileBackendOptions } from "./file.ts";
+
+/** One member for each kind of destination, told apart by `type`. */
+export type BackendOptions = { readonly type: "file" } & FileBackendOptions;
+
+/** A backend over a destination. Nothing is touched until its first call. Wrappers are the caller's to add. */
+export function openBackend(options: BackendOptions): Backend {
+  switch (options.type) {
+    case "file":
+      return new FileBackend(options);
+  }
+}
