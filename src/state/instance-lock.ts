@@ -1,6 +1,6 @@
 import { Database, constants as sqliteOpen } from "bun:sqlite";
 import { type BigIntStats, closeSync, constants, fchownSync, ftruncateSync, openSync, readSync } from "node:fs";
-import { realpath, stat } from "node:fs/promises";
+import { lstat, realpath } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { assert, BakeliteError, systemErrorCode } from "../util/errors.ts";
 import { type Logger, silentLogger } from "../util/logger.ts";
@@ -96,7 +96,7 @@ async function attemptLock(target: LockTarget, log: Logger): Promise<InstanceLoc
 
 /**
  * Who follows the database file now; null when nobody does. Writes nothing and disturbs nobody: a daemon that starts in the
- * same instant merely tries again. Throws `io` when the lock file may not be read.
+ * same instant merely tries again. Throws `storage-denied` when the lock file may not be read.
  */
 export async function findLockHolder(databasePath: string): Promise<LockHolder | null> {
   const realPath = await realPathOrNull(databasePath);
@@ -250,11 +250,13 @@ async function lockFilePath(realDatabasePath: string, directory: string): Promis
 
 async function statLockFile(lockPath: string): Promise<BigIntStats | null> {
   try {
-    return await stat(lockPath, { bigint: true });
+    const info = await lstat(lockPath, { bigint: true });
+    if (info.isFile()) return info;
   } catch (error) {
     if (systemErrorCode(error) === "ENOENT") return null;
     throw localError(error, "look at the lock file", lockPath);
   }
+  throw localError({ code: "ELOOP" }, "lock the database: its lock file is not a regular file", lockPath);
 }
 
 async function realPathOrNull(databasePath: string): Promise<string | null> {

@@ -3,7 +3,7 @@ import { open } from "node:fs/promises";
 import { dirname } from "node:path";
 import * as z from "zod";
 import { writeFileAtomically } from "../util/atomic-file.ts";
-import { assert, systemErrorCode } from "../util/errors.ts";
+import { assert, BakeliteError, systemErrorCode } from "../util/errors.ts";
 import { inheritedOwner, localError } from "./layout.ts";
 
 /** Far above what we write; a file beyond it is not ours. */
@@ -53,7 +53,8 @@ export async function writeJsonFile<T>(path: string, value: T, { what, schema }:
     const owner = await inheritedOwner(dirname(path));
     await writeFileAtomically(path, text, { mode: 0o600, ...(owner === null ? {} : { owner }) });
   } catch (error) {
-    throw localError(error, `write ${what}`, path);
+    // The helper's own wrapping knows the path but not what the file is for.
+    throw localError(error instanceof BakeliteError ? (error.cause ?? error) : error, `write ${what}`, path);
   }
 }
 

@@ -48,14 +48,11 @@ export async function resolveDatabasePath(databasePath: string): Promise<string>
   assert(isAbsolute(databasePath), "a database's path is absolute");
   let path = databasePath;
   for (let followed = 0; followed < MAX_LINKS; followed++) {
-    try {
-      return await realpath(path);
-    } catch (error) {
-      if (systemErrorCode(error) !== "ENOENT") throw localError(error, "resolve the database's path", databasePath);
-    }
+    // Only the directory's path is left to realpath, which opens what it is given (Bun does): on a live database's file
+    // the close would drop our locks, at least on macOS.
     const directory = await realDirectory(dirname(path), databasePath);
     path = join(directory, basename(path));
-    const target = await danglingLink(path, databasePath);
+    const target = await linkTarget(path, databasePath);
     if (target === null) return path;
     path = resolve(directory, target);
   }
@@ -78,7 +75,8 @@ async function realDirectory(directory: string, databasePath: string): Promise<s
   }
 }
 
-async function danglingLink(path: string, databasePath: string): Promise<string | null> {
+/** null for anything but a symbolic link, so also where there is nothing. */
+async function linkTarget(path: string, databasePath: string): Promise<string | null> {
   try {
     return (await lstat(path)).isSymbolicLink() ? await readlink(path) : null;
   } catch (error) {
@@ -184,7 +182,7 @@ export function localError(error: unknown, doing: string, path: string): Bakelit
     case "SQLITE_PERM":
     case "SQLITE_READONLY":
       return new BakeliteError(
-        "io",
+        "storage-denied",
         `cannot ${doing}: ${code === "EROFS" ? "read-only file system" : "permission denied"}`,
         {
           subject: path,

@@ -38,7 +38,7 @@ export function describeBackend(
     for (const [caseName, run] of Object.entries(CASES)) {
       const reason: string | undefined = Object.entries(options.skips ?? {}).find(([key]) => key === caseName)?.[1];
       if (reason !== undefined) {
-        test.skip(`${caseName} (skipped: ${reason})`, () => {});
+        test.skip(`${caseName} (${reason})`, () => {});
         continue;
       }
       test(caseName, async () => {

@@ -364,7 +364,7 @@ async function whyNot(attempt: (path: string) => Promise<void>): Promise<string 
 }
 
 function because(reason: string | null): string {
-  return reason === null ? "" : ` (skipped: ${reason})`;
+  return reason === null ? "" : ` (${reason})`;
 }
 
 function run(...command: string[]): void {

@@ -3,7 +3,9 @@ import fc from "fast-check";
 import { assertKeyPrefix, assertObjectKey, compareKeys, sortKeys } from "../../src/storage/object-key.ts";
 
 const unicode = fc.string({ unit: "binary" });
-const nearSurrogates = fc.string({ unit: fc.constantFrom("a", "/", "\ud7ff", "\ue000", "\uffff", "\u{10000}", "\u{10ffff}") });
+const nearSurrogates = fc.string({
+  unit: fc.constantFrom("a", "/", "\ud7ff", "\ue000", "\uffff", "\u{10000}", "\u{10ffff}"),
+});
 
 function byBytes(a: string, b: string): number {
   return Buffer.compare(Buffer.from(a), Buffer.from(b));
@@ -23,7 +25,9 @@ test("keys are ordered as their UTF-8 bytes are", () => {
 });
 
 test("every beginning of a key is a prefix, and no prefix leads outside", () => {
-  const name = fc.string({ unit: "binary", minLength: 1, maxLength: 20 }).filter((part) => !/^\.{1,2}$|[/\0]/.test(part));
+  const name = fc
+    .string({ unit: "binary", minLength: 1, maxLength: 20 })
+    .filter((part) => !/^\.{1,2}$|[/\0]/.test(part));
   fc.assert(
     fc.property(fc.array(name, { minLength: 1, maxLength: 6 }), fc.nat(), (names, cut) => {
       const key = names.join("/");
@@ -32,6 +36,8 @@ test("every beginning of a key is a prefix, and no prefix leads outside", () => 
       if (prefix.isWellFormed()) assertKeyPrefix(prefix);
     }),
   );
-  for (const prefix of ["../", "a/../b", "./", "/", "a//", "\0"]) expect(() => assertKeyPrefix(prefix)).toThrow("invariant");
-  for (const key of ["", "a/", "/a", ".", "..", "a/./b", "x".repeat(1025)]) expect(() => assertObjectKey(key)).toThrow("invariant");
+  for (const prefix of ["../", "a/../b", "./", "/", "a//", "\0"])
+    expect(() => assertKeyPrefix(prefix)).toThrow("invariant");
+  for (const key of ["", "a/", "/a", ".", "..", "a/./b", "x".repeat(1025)])
+    expect(() => assertObjectKey(key)).toThrow("invariant");
 });
