@@ -90,6 +90,8 @@ export class WalFollower {
   #badChecksums = 0;
   #transaction = new PageSet();
   #counts: WalCounts = { busy: false, committedFrames: 0, backfilledFrames: 0 };
+  /** What stood in the WAL at a proven attach is not all read yet. Under a zero hold, a restart would lose it. */
+  #unreadSinceAttach = false;
 
   private constructor(options: FollowerOptions, file: number, header: DatabaseHeader, holds: Holds) {
     const stat = fstatSync(file, { bigint: true });
@@ -196,6 +198,7 @@ export class WalFollower {
       const continuity = this.#proveContinuity(cursor?.position ?? null, header, counts);
       if (continuity.kind === "proven" && cursor !== null) {
         this.#startAt(cursor.position);
+        this.#unreadSinceAttach = counts.committedFrames > (cursor.position?.frame ?? 0);
         this.#sizePages = cursor.sizePages;
         this.#scanForMap((page, frame) => this.#map.record(page, frame));
       } else {
@@ -208,26 +211,17 @@ export class WalFollower {
 
   /** Reads at most about `maxBytes` of frames and tells the sink every transaction that is committed. */
   capture(maxBytes = CAPTURE_SLICE_BYTES): CaptureResult {
-    try {
-      const moved = this.#filesMoved();
-      if (moved !== null) return moved;
-      for (let attempt = 0; attempt < RACE_TRIES; attempt++) {
-        const before = this.#wal.readHeader();
-        let counts = this.holds.count();
-        if (this.holds.mayBeZero && counts.committedFrames > counts.backfilledFrames) {
-          this.holds.leaveZero();
-          counts = this.holds.count();
-        }
-        // Only a count that was taken between two looks at the same salts belongs to these frames.
-        const after = this.#wal.readHeader();
-        if (counts.busy || !sameLife(before, after)) continue;
-        const result = this.#captureUpTo(counts, after, maxBytes);
-        if (result !== "again") return result;
-      }
-      return { kind: "busy" };
-    } catch (error) {
-      if (isBusy(error)) return { kind: "busy" };
-      throw error;
+    const first = this.#captureOnce(maxBytes);
+    if (first.kind !== "captured" || !first.complete || !this.#leaveZero(first.counts)) return first;
+    // The new hold's mark may lie beyond what is captured, so there must be a count that was taken after it began.
+    const second = this.#captureOnce(maxBytes);
+    switch (second.kind) {
+      case "captured":
+        return { ...second, commits: first.commits + second.commits };
+      case "busy":
+        return { ...first, complete: false };
+      case "fault":
+        return second;
     }
   }
 
@@ -286,6 +280,9 @@ export class WalFollower {
     if (header === null) return unproven("the WAL is absent or empty");
     if (!sameSalt(header.salt, cursor.salt)) return unproven("the WAL was restarted");
     if (cursor.frame > counts.committedFrames) return unproven("the WAL is shorter than it was");
+    if (cursor.frame > 0 && sameChecksum(cursor.checksum, [0, 0])) {
+      return unproven("the position's frame has no checksum");
+    }
     if (!sameChecksum(this.#checksumAt(cursor.frame, header), cursor.checksum)) {
       return unproven("the WAL holds other frames than before");
     }
@@ -304,9 +301,42 @@ export class WalFollower {
     this.#position = position;
     this.#scan = position;
     this.#runningChecksum = null;
+    this.#unreadSinceAttach = false;
     this.#transaction.clear();
     this.#map.reset();
     this.#mapBase = 0;
+  }
+
+  #captureOnce(maxBytes: number): CaptureResult {
+    try {
+      const moved = this.#filesMoved();
+      if (moved !== null) return moved;
+      for (let attempt = 0; attempt < RACE_TRIES; attempt++) {
+        const before = this.#wal.readHeader();
+        const counts = this.holds.count();
+        // Only a count that was taken between two looks at the same salts belongs to these frames.
+        const after = this.#wal.readHeader();
+        if (counts.busy || !sameLife(before, after)) continue;
+        const result = this.#captureUpTo(counts, after, maxBytes);
+        if (result !== "again") return result;
+      }
+      return { kind: "busy" };
+    } catch (error) {
+      if (isBusy(error)) return { kind: "busy" };
+      throw error;
+    }
+  }
+
+  /** False when the hold is surely no zero hold, or everything is backfilled, or a lock is in the way. */
+  #leaveZero(counts: WalCounts): boolean {
+    if (!this.holds.mayBeZero || counts.committedFrames <= counts.backfilledFrames) return false;
+    try {
+      this.holds.leaveZero();
+      return true;
+    } catch (error) {
+      if (isBusy(error)) return false;
+      throw error;
+    }
   }
 
   #filesMoved(): CaptureResult | null {
@@ -332,7 +362,7 @@ export class WalFollower {
     }
     if (counts.committedFrames === 0) {
       // Holds have overlapped, so an empty WAL follows only a state that we have.
-      if (this.#transaction.size > 0) return chainBroken("the WAL restarted inside a transaction that was being read");
+      if (this.#lacksFrames) return chainBroken("the WAL was restarted before it was read to its end");
       this.holds.captured();
       return { kind: "captured", complete: true, commits: 0, counts };
     }
@@ -342,7 +372,7 @@ export class WalFollower {
     }
     if (this.#scan === null || !sameSalt(this.#scan.salt, header.salt)) {
       // Holds have overlapped: whatever stood in the WAL before is captured, and this life begins at frame 1.
-      if (this.#transaction.size > 0) return chainBroken("the WAL restarted inside a transaction that was being read");
+      if (this.#lacksFrames) return chainBroken("the WAL was restarted before it was read to its end");
       this.#startAt(startOfWal(header));
     }
     return this.#captureFrames(counts, header, maxBytes);
@@ -386,8 +416,16 @@ export class WalFollower {
     }
     const complete = scan.frame === counts.committedFrames;
     if (complete && this.#transaction.size > 0) return chainBroken("the last committed frame is not a commit frame");
-    if (complete) this.holds.captured();
+    if (complete) {
+      this.holds.captured();
+      this.#unreadSinceAttach = false;
+    }
     return { kind: "captured", complete, commits, counts };
+  }
+
+  /** A restart of the WAL now would lose committed frames. */
+  get #lacksFrames(): boolean {
+    return this.#transaction.size > 0 || this.#unreadSinceAttach;
   }
 
   #commit(sizePages: number, position: WalPosition): void {

@@ -58,12 +58,12 @@ export class Holds {
 
   /**
    * To be called when a count showed more committed than backfilled under a hold that may be a zero hold. The other
-   * connection begins, which gives surely a mark hold: neither a zero hold nor a mark hold lets the backfill reach what
-   * was committed after it. Then the old one goes.
+   * connection begins, and the old hold goes. If that was a zero hold, the new one is surely a mark hold, since nothing was
+   * backfilled meanwhile. As for `advance`, all up to the old hold's mark must be captured: if that was a mark hold, somebody
+   * may have backfilled up to it just now, and the new hold be a zero hold.
    */
   leaveZero(): void {
-    this.#idle.begin();
-    this.#swap({ mayBeZero: false, needsCapture: true });
+    this.#begin({ mayBeZero: false });
   }
 
   /**
@@ -73,9 +73,7 @@ export class Holds {
    * only if nothing was committed beyond that mark, which is captured.
    */
   advance(): void {
-    assert(!this.#needsCapture, "a hold moves on only when all up to its mark is captured");
-    this.#idle.begin();
-    this.#swap({ mayBeZero: true, needsCapture: true });
+    this.#begin({ mayBeZero: true });
   }
 
   /** The idle connection takes the write lock, which makes its transaction a hold; false when somebody else has it. */
@@ -105,6 +103,12 @@ export class Holds {
   close(): void {
     this.#idle.close();
     this.#standing.close();
+  }
+
+  #begin(kind: { mayBeZero: boolean }): void {
+    assert(!this.#needsCapture, "a hold moves on only when all up to its mark is captured");
+    this.#idle.begin();
+    this.#swap({ ...kind, needsCapture: true });
   }
 
   #swap(kind: { mayBeZero: boolean; needsCapture: boolean }): void {

@@ -1,0 +1,120 @@
+import type { Replicator } from "../replicator/replicator.ts";
+import type { ProcessIdentity } from "../state/process-identity.ts";
+import type { StatusFile, StatusState } from "../state/status.ts";
+import { formatTimestamp } from "../util/timestamps.ts";
+
+export interface ReportContext {
+  readonly bakeliteVersion: string;
+  readonly process: ProcessIdentity;
+  readonly startedMs: number;
+  readonly nowMs: number;
+  readonly monotonicMs: number;
+  readonly publishIntervalMs: number;
+}
+
+/** What `.bakelite/<name>.status.json` says of one replicator at this moment (docs/state-files.md). */
+export function reportStatus(replicator: Replicator, context: ReportContext): StatusFile {
+  const { inputs, attachment, health, phase } = replicator;
+  const { nowMs } = context;
+  const shipper = attachment?.shipper ?? null;
+  const fullBackups = attachment?.fullBackups ?? null;
+  const { state, detail, progress } = describeState(replicator, context.monotonicMs);
+  const lastError = health.lastError === null ? null : { ...health.lastError, at: formatTimestamp(health.lastError.atMs) };
+  const unhealthy =
+    health.streak === null || lastError === null
+      ? null
+      : { since: formatTimestamp(health.streak.sinceMs), attempts: health.streak.attempts, last_error: lastError };
+  const oldestMs = attachment?.oldestUnstoredMs ?? null;
+  const shipping = shipper !== null && attachment?.starting === null;
+  const stored = shipper?.stored ?? null;
+  const newestFull = attachment?.local.fullBackup ?? null;
+  const underWay = fullBackups?.underWay ?? null;
+  return {
+    version: 1,
+    bakelite_version: context.bakeliteVersion,
+    database: inputs.database,
+    path: replicator.path,
+    process: context.process,
+    run: inputs.run,
+    started_at: formatTimestamp(context.startedMs),
+    written_at: formatTimestamp(nowMs),
+    publish_interval_ms: context.publishIntervalMs,
+    state,
+    state_since: formatTimestamp(replicator.phaseSinceMs),
+    detail,
+    progress,
+    unhealthy,
+    last_error: lastError,
+    index: stored?.index ?? null,
+    newest_restore_point:
+      newestFull !== null && stored !== null && stored.settled <= stored.index
+        ? { index: stored.index, at: formatTimestamp(stored.stampMs) }
+        : null,
+    last_commit_at: stored === null ? null : formatTimestamp(stored.stampMs),
+    last_synced_at: shipping && shipper.isIdle ? formatTimestamp(nowMs) : timeOrNull(shipper?.lastSyncedMs ?? null),
+    oldest_unstored_at: timeOrNull(oldestMs),
+    lag_seconds: oldestMs === null ? (shipping ? 0 : null) : Math.max(0, (nowMs - oldestMs) / 1000),
+    change_sets: replicator.totals.changeSets,
+    bytes_shipped: replicator.totals.bytesShipped,
+    full_backup: newestFull === null ? null : { index: newestFull.index, settled: newestFull.settled, at: formatTimestamp(newestFull.atMs) },
+    full_backup_in_progress:
+      underWay === null
+        ? null
+        : { index: underWay.index, reason: underWay.reason, since: formatTimestamp(underWay.sinceMs), progress: underWay.progress },
+    full_backups_by_reason: replicator.totals.fullBackupsByReason,
+    wal:
+      attachment === null
+        ? null
+        : {
+            size_bytes: attachment.walFileBytes,
+            committed_frames: attachment.follower.counts.committedFrames,
+            backfilled_frames: attachment.follower.counts.backfilledFrames,
+            held_by: null,
+          },
+    longest_write_lock_ms: replicator.totals.longestLockMs,
+    destinations: inputs.destinations.all.map(({ backend, type }) => ({
+      location: backend.location,
+      type,
+      async: false,
+      state: phase.kind !== "stopped" && unhealthy !== null ? "backing off" : "in sync",
+      state_since: formatTimestamp(health.streak?.sinceMs ?? replicator.phaseSinceMs),
+      index: stored?.index ?? null,
+      behind_objects: null,
+      behind_bytes: null,
+      last_stored_at: stored === null ? null : formatTimestamp(stored.stampMs),
+      unhealthy,
+      last_error: lastError,
+    })),
+  };
+}
+
+function describeState(replicator: Replicator, monotonicMs: number): { state: StatusState; detail: string | null; progress: number | null } {
+  const { phase, attachment, health } = replicator;
+  switch (phase.kind) {
+    case "waiting":
+    case "not wal":
+    case "stopped":
+      return { state: phase.kind, detail: phase.detail, progress: null };
+    case "starting":
+      return { state: "starting", detail: null, progress: null };
+    case "failed":
+      return { state: "backing off", detail: health.lastError?.message ?? null, progress: null };
+    case "attached":
+      break;
+  }
+  const lockedOutMs = attachment?.capture.lockedOutSinceMs ?? null;
+  if (lockedOutMs !== null) {
+    const seconds = Math.round((monotonicMs - lockedOutMs) / 1000);
+    return { state: "backing off", detail: `another process has kept the database locked for ${seconds} s`, progress: null };
+  }
+  if (health.streak !== null) return { state: "backing off", detail: health.lastError?.message ?? null, progress: null };
+  const starting = attachment?.starting ?? null;
+  if (starting !== null) return { state: "starting", ...starting };
+  const underWay = attachment?.fullBackups?.underWay ?? null;
+  if (underWay !== null) return { state: "snapshotting", detail: `full backup (${underWay.reason})`, progress: underWay.progress };
+  return { state: "live", detail: null, progress: null };
+}
+
+function timeOrNull(timeMs: number | null): string | null {
+  return timeMs === null ? null : formatTimestamp(timeMs);
+}

@@ -1,0 +1,205 @@
+import { isDeepStrictEqual } from "node:util";
+import { loadKeys, openDestination } from "../config/assemble.ts";
+import type { Config, DatabaseConfig } from "../config/types.ts";
+import { Destinations } from "../replicator/destinations.ts";
+import { DirectoryWatch } from "../replicator/directory-watch.ts";
+import { Replicator } from "../replicator/replicator.ts";
+import { sweepTemporaryFiles } from "../storage/file.ts";
+import { statePaths } from "../state/layout.ts";
+import { type ProcessIdentity, readOwnIdentity } from "../state/process-identity.ts";
+import { writeStatus } from "../state/status.ts";
+import { buildInfo } from "../util/build-info.ts";
+import type { Clock } from "../util/clock.ts";
+import { describeError } from "../util/errors.ts";
+import type { Logger } from "../util/logger.ts";
+import { Semaphore } from "../util/semaphore.ts";
+import { delay } from "../util/delay.ts";
+import { reportStatus } from "./status-report.ts";
+
+export interface SupervisorInputs {
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly takeOver: boolean;
+  readonly maxConcurrentSnapshots: number;
+}
+
+const LEFTOVER_AGE_MS = 24 * 60 * 60 * 1000;
+
+interface Running {
+  readonly config: DatabaseConfig;
+  readonly replicator: Replicator;
+  readonly stop: AbortController;
+  readonly ended: Promise<void>;
+  /** The last publishing of its status; the next one waits for it. */
+  published: Promise<void>;
+}
+
+/** Each status is a file that is written and synced: a fleet publishes less often, so that an idle one stays idle. */
+const PUBLISH_INTERVAL_MS = { min: 5000, perDatabase: 60 } as const;
+
+/** Runs a replicator for each configured database, and publishes what each is doing. */
+export class Supervisor {
+  readonly #inputs: SupervisorInputs;
+  readonly #run = randomHex(16);
+  readonly #watch: DirectoryWatch;
+  readonly #slots: Semaphore;
+  readonly #running = new Map<string, Running>();
+  readonly #startedMs: number;
+  #identity: ProcessIdentity | null = null;
+
+  constructor(inputs: SupervisorInputs) {
+    this.#inputs = inputs;
+    this.#watch = new DirectoryWatch(inputs.log);
+    this.#slots = new Semaphore(inputs.maxConcurrentSnapshots);
+    this.#startedMs = inputs.clock.nowMs();
+  }
+
+  get replicators(): readonly Replicator[] {
+    return [...this.#running.values()].map(({ replicator }) => replicator);
+  }
+
+  get #publishIntervalMs(): number {
+    return Math.max(PUBLISH_INTERVAL_MS.min, this.#running.size * PUBLISH_INTERVAL_MS.perDatabase);
+  }
+
+  /**
+   * Takes every lock, then starts. Throws, with nothing started, when another daemon holds a database (`locked`), or a
+   * destination or key is unusable.
+   */
+  async start(databases: readonly DatabaseConfig[]): Promise<void> {
+    this.#identity = await readOwnIdentity();
+    const prepared: { config: DatabaseConfig; replicator: Replicator }[] = [];
+    try {
+      for (const config of databases) {
+        const replicator = await this.#build(config);
+        prepared.push({ config, replicator });
+        await replicator.prepare();
+      }
+    } catch (error) {
+      for (const { replicator } of prepared) await replicator.close();
+      throw error;
+    }
+    for (const { config, replicator } of prepared) this.#launch(config, replicator);
+    void this.#sweepDestinations(databases);
+  }
+
+  /** What crashed puts left at directories, once at start: a younger one may belong to somebody who is still writing. */
+  async #sweepDestinations(databases: readonly DatabaseConfig[]): Promise<void> {
+    const { clock, log } = this.#inputs;
+    const paths = databases.flatMap(({ backends }) => backends.flatMap((b) => (b.type === "file" ? [b.path] : [])));
+    for (const path of new Set(paths)) {
+      try {
+        const { removedCount, removedBytes } = await sweepTemporaryFiles({ path, olderThanMs: LEFTOVER_AGE_MS, nowMs: clock.nowMs() });
+        if (removedCount > 0) log.info("removed what interrupted uploads left behind", { path, files: removedCount, sizeBytes: removedBytes });
+      } catch (error) {
+        log.debug("cannot look for what interrupted uploads left behind", { path, error: describeError(error) });
+      }
+    }
+  }
+
+  /** Publishes until `stop` is aborted, then stops every replicator; resolves when all have ended. */
+  async run(stop: AbortSignal): Promise<void> {
+    while (!stop.aborted) {
+      await this.#publishAll();
+      await delay(this.#publishIntervalMs, stop).catch(() => {});
+    }
+    await Promise.all([...this.#running.keys()].map((name) => this.#stop(name)));
+    this.#watch[Symbol.dispose]();
+  }
+
+  /** Starts what is new, stops what is gone, restarts what changed; the others go on undisturbed. */
+  async reload(config: Config, databases: readonly DatabaseConfig[]): Promise<void> {
+    const { log } = this.#inputs;
+    const wanted = new Map(databases.map((database) => [database.name, database]));
+    for (const [name, { config: old }] of [...this.#running]) {
+      if (!isDeepStrictEqual(old, wanted.get(name))) await this.#stop(name);
+    }
+    for (const database of databases) {
+      if (this.#running.has(database.name)) continue;
+      try {
+        const replicator = await this.#build(database);
+        await replicator.prepare();
+        this.#launch(database, replicator);
+      } catch (error) {
+        log.error("cannot start replicating", { db: database.name, error: describeError(error) });
+      }
+    }
+    log.info("configuration reloaded", { path: config.sourcePath, databases: this.#running.size });
+  }
+
+  #launch(config: DatabaseConfig, replicator: Replicator): void {
+    const stop = new AbortController();
+    const running: Running = { config, replicator, stop, ended: replicator.run(stop.signal), published: Promise.resolve() };
+    replicator.onChange(() => void this.#publish(running));
+    this.#running.set(config.name, running);
+  }
+
+  async #stop(name: string): Promise<void> {
+    const running = this.#running.get(name);
+    if (running === undefined) return;
+    running.stop.abort();
+    await running.ended;
+    await this.#publish(running);
+    await running.replicator.close();
+    this.#running.delete(name);
+  }
+
+  async #build(config: DatabaseConfig): Promise<Replicator> {
+    const { clock, log, takeOver } = this.#inputs;
+    const keys = await loadKeys(config.encryption);
+    const lockStep = config.backends.filter((backend) => !backend.async);
+    return new Replicator({
+      database: config.name,
+      path: config.path,
+      destinations: new Destinations(
+        config.name,
+        lockStep.map((backend) => ({ backend: openDestination(backend), type: backend.type })),
+      ),
+      settings: config,
+      convertToWal: config.convertToWal,
+      keys: keys.ring,
+      sealKey: keys.sealKey,
+      acceptPlaintext: keys.acceptPlaintext,
+      takeOver,
+      writer: `bakelite/${buildInfo.version}`,
+      run: this.#run,
+      randomHex,
+      slots: this.#slots,
+      watch: this.#watch,
+      clock,
+      log: log.child({ db: config.name }),
+    });
+  }
+
+  async #publishAll(): Promise<void> {
+    await Promise.all([...this.#running.values()].map((running) => this.#publish(running)));
+  }
+
+  #publish(running: Running): Promise<void> {
+    running.published = running.published.then(() => this.#publishOne(running.replicator));
+    return running.published;
+  }
+
+  /** A status that cannot be written must not stop the backup; status readers will call it stale. */
+  async #publishOne(replicator: Replicator): Promise<void> {
+    const { clock, log } = this.#inputs;
+    if (this.#identity === null || !replicator.isLocked) return;
+    const status = reportStatus(replicator, {
+      bakeliteVersion: buildInfo.version,
+      process: this.#identity,
+      startedMs: this.#startedMs,
+      nowMs: clock.nowMs(),
+      monotonicMs: clock.monotonicMs(),
+      publishIntervalMs: this.#publishIntervalMs,
+    });
+    try {
+      await writeStatus(statePaths(replicator.path, replicator.inputs.database).status, status);
+    } catch (error) {
+      log.warn("cannot write the status file", { db: replicator.inputs.database, error: describeError(error) });
+    }
+  }
+}
+
+function randomHex(bytes: number): string {
+  return Buffer.from(crypto.getRandomValues(new Uint8Array(bytes))).toString("hex");
+}

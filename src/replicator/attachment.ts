@@ -1,0 +1,494 @@
+import type { ObjectHeader, ObjectKind } from "../format/header.ts";
+import type { KeyRing, SealKey } from "../format/envelope.ts";
+import { PLAINTEXT_SEAL } from "../format/names.ts";
+import { Replica } from "../replica/replica.ts";
+import { WalFollower } from "../sqlite/follow.ts";
+import { lockPageNumber } from "../format/pages.ts";
+import { type Cursor, readCursor } from "../state/cursor.ts";
+import type { LedgerFile } from "../state/ledger-file.ts";
+import type { statePaths } from "../state/layout.ts";
+import { type MachineIdentity, readMachineIdentity } from "../state/machine.ts";
+import { backoffDelayMs } from "../util/backoff.ts";
+import type { Clock } from "../util/clock.ts";
+import { delay } from "../util/delay.ts";
+import { BakeliteError, describeError } from "../util/errors.ts";
+import type { Logger } from "../util/logger.ts";
+import type { Semaphore } from "../util/semaphore.ts";
+import type { Wakeup } from "../util/wakeup.ts";
+import { type Adoption, adopt } from "./adopt.ts";
+import { CaptureLoop, type EndOfFollowing } from "./capture-loop.ts";
+import { compareWithLedger } from "./compare.ts";
+import type { Destinations } from "./destinations.ts";
+import type { FullBackupReason } from "./full-backup.ts";
+import { FullBackups } from "./full-backups.ts";
+import type { Health } from "./health.ts";
+import { openLedgerAt } from "./ledger.ts";
+import { LocalState } from "./local-state.ts";
+import { PendingSet } from "./pending.ts";
+import { Shipper } from "./shipper.ts";
+import type { StoredState } from "./stored-state.ts";
+import { stampState } from "./time-epochs.ts";
+
+export interface ReplicationSettings {
+  readonly debounceMs: number;
+  readonly maxBatchDelayMs: number;
+  readonly safetyPollMs: number;
+  readonly busyTimeoutMs: number;
+  readonly maxWalSizeBytes: number;
+  readonly snapshotIntervalMs: number;
+  readonly maxSegmentsPerSnapshot: number;
+  readonly compression: "zstd" | "none";
+  readonly compressionLevel: number;
+}
+
+export interface AttachmentInputs {
+  readonly database: string;
+  /** Real path of the database file. */
+  readonly path: string;
+  readonly paths: ReturnType<typeof statePaths>;
+  readonly destinations: Destinations;
+  readonly settings: ReplicationSettings;
+  readonly keys: KeyRing;
+  /** What new objects are sealed with; null: nothing. */
+  readonly sealKey: SealKey | null;
+  readonly acceptPlaintext: boolean;
+  readonly takeOver: boolean;
+  readonly writer: string;
+  /** 32 hex digits: this process. */
+  readonly run: string;
+  /** So many random bytes as hex digits. */
+  readonly randomHex: (bytes: number) => string;
+  readonly slots: Semaphore;
+  readonly changed: Wakeup;
+  readonly health: Health;
+  /** What a status would say has changed in kind. */
+  readonly onChange: () => void;
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+export type AttachmentEnd = { readonly kind: "stopped"; readonly unshipped: number } | ({ readonly kind: "fault" } & EndOfFollowing);
+
+/** What an attachment is doing before it ships. */
+export interface Starting {
+  readonly detail: string;
+  /** 0 to 1, or null. */
+  readonly progress: number | null;
+}
+
+const RETRY_BASE_MS = 500;
+const STOP_PATIENCE_MS = 8000;
+
+/**
+ * One life of following one database, from opening it to closing it: capture begins at once and never stops, and as soon as
+ * the destinations answer, the newest stored state is adopted, the ledger is brought there, and what differs is shipped.
+ */
+export class Attachment {
+  readonly #inputs: AttachmentInputs;
+  readonly #follower: WalFollower;
+  readonly #pending: PendingSet;
+  readonly #capture: CaptureLoop;
+  readonly #cursor: Cursor | null;
+  readonly #machine: MachineIdentity;
+  readonly #proven: boolean;
+  readonly #local: LocalState;
+  #closed = false;
+  #shipper: Shipper | null = null;
+  #fullBackups: FullBackups | null = null;
+  #starting: Starting | null = { detail: "attaching", progress: null };
+
+  private constructor(
+    inputs: AttachmentInputs,
+    parts: { follower: WalFollower; pending: PendingSet; cursor: Cursor | null; machine: MachineIdentity },
+  ) {
+    const { follower, pending, cursor, machine } = parts;
+    this.#inputs = inputs;
+    this.#follower = follower;
+    this.#pending = pending;
+    this.#cursor = cursor;
+    this.#machine = machine;
+    const sameFile = cursor?.device === String(follower.device) && cursor.inode === String(follower.inode);
+    const samePages = cursor?.pageSizeBytes === follower.pageSizeBytes;
+    const continuity = follower.attach(sameFile && samePages ? cursor : null);
+    this.#proven = continuity.kind === "proven";
+    const reason = sameFile || cursor === null ? (continuity.kind === "unproven" ? continuity.reason : null) : "it is another file than before";
+    inputs.log.debug("attached", { continuity: continuity.kind, reason, pageSizeBytes: follower.pageSizeBytes });
+    this.#local = new LocalState({
+      path: inputs.paths.cursor,
+      found: cursor,
+      newSession: inputs.randomHex(16),
+      machine,
+      file: { device: follower.device, inode: follower.inode },
+      locations: inputs.destinations.backends.map((backend) => backend.location),
+      keyFingerprint: inputs.sealKey?.fingerprint ?? null,
+    });
+    this.#capture = new CaptureLoop({
+      follower,
+      clock: inputs.clock,
+      log: inputs.log,
+      settings: inputs.settings,
+      changed: inputs.changed,
+      onCaptured: (commits) => this.#shipper?.captured(commits),
+    });
+  }
+
+  /** Opens the database and begins to follow it. Throws as `WalFollower.open` does. */
+  static async begin(inputs: AttachmentInputs): Promise<Attachment> {
+    const { paths, log, clock, path } = inputs;
+    const machine = await readMachineIdentity();
+    const found = await readCursor(paths.cursor);
+    if ("corrupt" in found) log.warn("the cursor is damaged and is rebuilt from the replica", { path: paths.cursor, reason: found.corrupt });
+    const cursor = "cursor" in found ? found.cursor : null;
+    let pending: PendingSet | null = null;
+    const follower = WalFollower.open({
+      databasePath: path,
+      sink: {
+        resized: (before, after) => pending?.resized(before, after),
+        page: (page) => pending?.page(page),
+        committed: () => pending?.committed(),
+      },
+    });
+    try {
+      pending = new PendingSet(() => clock.nowMs(), lockPageNumber(follower.pageSizeBytes));
+      return new Attachment(inputs, { follower, pending, cursor, machine });
+    } catch (error) {
+      follower.close();
+      throw error;
+    }
+  }
+
+  get follower(): WalFollower {
+    return this.#follower;
+  }
+
+  /** Size of the `-wal` file on disk; 0 once the attachment has ended. */
+  get walFileBytes(): number {
+    return this.#closed ? 0 : this.#follower.walFileBytes;
+  }
+
+  get capture(): CaptureLoop {
+    return this.#capture;
+  }
+
+  get shipper(): Shipper | null {
+    return this.#shipper;
+  }
+
+  get fullBackups(): FullBackups | null {
+    return this.#fullBackups;
+  }
+
+  get local(): LocalState {
+    return this.#local;
+  }
+
+  /** Null once change-sets are shipped. */
+  get starting(): Starting | null {
+    return this.#starting;
+  }
+
+  /** When the oldest commit that is not stored yet was captured, Unix milliseconds; null when everything is stored. */
+  get oldestUnstoredMs(): number | null {
+    return this.#shipper?.oldestUnstoredMs ?? this.#pending.firstCommitMs;
+  }
+
+  /**
+   * Runs until `stop` is aborted or following ends. Then ships what is committed, if the destinations let it within some
+   * seconds, and closes the database. Throws what neither a destination nor a lock explains.
+   */
+  async run(stop: AbortSignal): Promise<AttachmentEnd> {
+    const ended = new AbortController();
+    const everything = AbortSignal.any([stop, ended.signal]);
+    let end: AttachmentEnd = { kind: "stopped", unshipped: 0 };
+    try {
+      const capturing = this.#capture.run(everything).then((fault) => {
+        if (fault !== null) end = { kind: "fault", ...fault };
+      });
+      const shipping = this.#replicate(everything);
+      await untilOneEnds([capturing, shipping], () => ended.abort());
+    } finally {
+      if (stop.aborted && end.kind === "stopped") end = { kind: "stopped", unshipped: await this.#shipTheRest() };
+      await this.#close();
+    }
+    return end;
+  }
+
+  async #replicate(signal: AbortSignal): Promise<void> {
+    const reason = await this.#retrying(signal, () => this.#adopt(signal));
+    const shipper = this.#shipper;
+    if (shipper === null || reason === "stopped") return;
+    const fullBackups = this.#makeFullBackups(shipper, reason);
+    this.#fullBackups = fullBackups;
+    this.#starting = null;
+    this.#inputs.health.recovered();
+    this.#inputs.onChange();
+    const inner = new AbortController();
+    const both = AbortSignal.any([signal, inner.signal]);
+    const ship = async () => {
+      while (!both.aborted) await this.#retrying(both, () => shipper.step(both));
+    };
+    const backUp = async () => {
+      while (!both.aborted) {
+        await this.#retrying(both, () => fullBackups.takeIfDue(both));
+        await fullBackups.wait(both);
+      }
+    };
+    await untilOneEnds([ship(), backUp()], () => inner.abort());
+  }
+
+  /** Calls `work` again, after a while, as long as a destination is what fails. */
+  async #retrying<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T | "stopped"> {
+    const { health, log } = this.#inputs;
+    for (let attempts = 1; ; attempts++) {
+      if (signal.aborted) return "stopped";
+      try {
+        const result = await work();
+        if (attempts > 1) health.recovered();
+        return result;
+      } catch (error) {
+        if (signal.aborted) return "stopped";
+        if (!isDestinationFailure(error)) throw error;
+        health.failed(error);
+        const waitMs = backoffDelayMs(attempts, { baseMs: RETRY_BASE_MS });
+        log.warn("a destination fails; trying again", { error: describeError(error), attempts, waitMs: Math.round(waitMs) });
+        await delay(waitMs, signal).catch(() => {});
+      }
+    }
+  }
+
+  /** Finds the state to go on from and makes the shipper; returns why a full backup must be taken, if one must. */
+  async #adopt(signal: AbortSignal): Promise<FullBackupReason | null> {
+    const { takeOver, clock, log, paths } = this.#inputs;
+    this.#starting = { detail: "reading the replica", progress: null };
+    const replica = await this.#openReplica(signal);
+    await this.#refuseToGoOnInPlaintext(replica);
+    const adoption = await adopt({ replica, cursor: this.#cursor, machine: this.#machine, takeOver, nowMs: clock.nowMs(), log });
+    const { newest } = adoption;
+    if (newest === null) return this.#startChain(adoption, replica.catalog.fulls.length === 0 ? "first backup" : "replica unreadable");
+    if (newest.pageSizeBytes !== this.#follower.pageSizeBytes) return this.#startChain(adoption, "page size changed");
+    const at = await openLedgerAt(paths.pages, replica, newest, log);
+    if (at === null) {
+      // A chain whose first full backup was never finished leaves nothing behind that could be read.
+      const unfinished = replica.catalog.fulls.every((full) => full.first < newest.index && replica.trailers.knowledge(full) !== "unusable");
+      return this.#startChain(adoption, unfinished ? "first backup" : "replica unreadable");
+    }
+    await this.#goOn(adoption, at.state, at.ledger, signal);
+    return adoption.fullBackup === null ? "destination gap" : null;
+  }
+
+  /** Goes on in the chain of `stored`, after a comparison if nothing proves that every change since was seen. */
+  async #goOn(adoption: Adoption, stored: StoredState, ledger: LedgerFile, signal: AbortSignal): Promise<void> {
+    const { log } = this.#inputs;
+    try {
+      // What was captured since the cursor's position includes all that was since an attempted put's, unless the machine
+      // has booted: then the WAL may have lost frames that the put holds.
+      const bootedSince = this.#cursor?.bootId !== this.#machine.bootId;
+      const provenBeyond = adoption.beyondCursor === "nothing" || (adoption.beyondCursor === "attempted put" && !bootedSince);
+      let position = stored.position;
+      if (this.#proven && provenBeyond) log.debug("continuity is proven: going on from the WAL", { index: stored.index });
+      else {
+        await this.#compare(stored, ledger, signal);
+        // Only a state that is wholly stored has a place in this WAL; else the next change-set gives one.
+        position = this.#isStored(stored) ? this.#follower.position : null;
+      }
+      const state = { ...stored, position };
+      this.#local.stored(state);
+      this.#local.tookFullBackup(adoption.fullBackup);
+      this.#shipper = this.#makeShipper(state, ledger, adoption.highestIndex);
+    } catch (error) {
+      await ledger.close();
+      throw error;
+    }
+  }
+
+  #isStored(stored: StoredState): boolean {
+    return this.#pending.pageCount === 0 && this.#pending.commits === 0 && this.#follower.sizePages === stored.sizePages;
+  }
+
+  async #compare(stored: StoredState, ledger: LedgerFile, signal: AbortSignal): Promise<void> {
+    const { slots, log, clock } = this.#inputs;
+    using _slot = await slots.acquire({ priority: this.#follower.sizePages * this.#follower.pageSizeBytes, signal });
+    const startedMs = clock.monotonicMs();
+    const found = await compareWithLedger({
+      follower: this.#follower,
+      ledger,
+      state: stored,
+      skip: (page) => this.#pending.has(page),
+      differs: (page) => this.#pending.differs(page),
+      nextCapture: () => this.#capture.nextCapture(),
+      signal,
+      progress: (done, total) => {
+        this.#starting = { detail: "comparing the database with what is stored", progress: total === 0 ? 1 : done / total };
+      },
+    });
+    log.info("compared the database with the page ledger, because nothing proves that every change was seen", {
+      index: stored.index,
+      pages: this.#follower.sizePages,
+      differing: found,
+      tookMs: Math.round(clock.monotonicMs() - startedMs),
+    });
+  }
+
+  /** A new chain: its first state is the database of this moment, which the full backup that begins at once will hold. */
+  async #startChain(adoption: Adoption, reason: FullBackupReason): Promise<FullBackupReason> {
+    const { randomHex, clock } = this.#inputs;
+    while (!this.#follower.canResolve) await this.#capture.nextCapture();
+    this.#pending.take(this.#follower.sizePages);
+    const index = adoption.highestIndex + 1;
+    const stored: StoredState = {
+      chain: randomHex(16),
+      index,
+      lineage: randomHex(32),
+      pageSizeBytes: this.#follower.pageSizeBytes,
+      sizePages: this.#follower.sizePages,
+      digest: null,
+      settled: index,
+      position: this.#follower.position,
+      ...stampState(adoption.newest ?? this.#cursor, index, clock.nowMs()),
+    };
+    this.#local.stored(stored);
+    this.#local.tookFullBackup(null);
+    this.#shipper = this.#makeShipper(stored, null, index);
+    return reason;
+  }
+
+  #makeShipper(stored: StoredState, ledger: LedgerFile | null, highestIndex: number): Shipper {
+    const { database, destinations, clock, log, settings } = this.#inputs;
+    return new Shipper(
+      {
+        database,
+        follower: this.#follower,
+        pending: this.#pending,
+        destinations,
+        local: this.#local,
+        clock,
+        log,
+        settings,
+        encoding: this.#encoding(),
+        nextCapture: () => this.#capture.nextCapture(),
+        onStored: () => this.#fullBackups?.noteStored(),
+        newHeader: (kind, first, from) => this.#newHeader(kind, first, from),
+        openReplica: (signal) => this.#openReplica(signal),
+      },
+      { stored, ledger, highestIndex },
+    );
+  }
+
+  #makeFullBackups(shipper: Shipper, reason: FullBackupReason | null): FullBackups {
+    const { database, destinations, slots, paths, clock, log, settings } = this.#inputs;
+    return new FullBackups(
+      {
+        database,
+        follower: this.#follower,
+        pending: this.#pending,
+        shipper,
+        destinations,
+        local: this.#local,
+        slots,
+        onChange: this.#inputs.onChange,
+        ledgerPath: paths.pages,
+        clock,
+        log,
+        settings,
+        encoding: this.#encoding(),
+        nextCapture: () => this.#capture.nextCapture(),
+        newHeader: (kind, first, from) => this.#newHeader(kind, first, from),
+        openReplica: (signal) => this.#openReplica(signal),
+      },
+      reason,
+    );
+  }
+
+  #encoding() {
+    const { sealKey, settings } = this.#inputs;
+    return { sealKey: sealKey?.key ?? null, compressionLevel: settings.compressionLevel };
+  }
+
+  #newHeader(kind: ObjectKind, first: number, from: StoredState): ObjectHeader {
+    const { writer, database, settings, sealKey, run, randomHex } = this.#inputs;
+    return {
+      writer,
+      kind,
+      database,
+      level: 0,
+      first,
+      chain: from.chain,
+      pageSizeBytes: from.pageSizeBytes,
+      compression: settings.compression,
+      cipher: sealKey === null ? "none" : "xchacha20-poly1305",
+      keyFingerprint: sealKey?.fingerprint ?? null,
+      nonceSeed: randomHex(24),
+      session: this.#local.session,
+      run,
+    };
+  }
+
+  async #openReplica(signal: AbortSignal): Promise<Replica> {
+    const { database, destinations, keys, sealKey, acceptPlaintext } = this.#inputs;
+    return await Replica.open({
+      database,
+      backends: destinations.backends,
+      keys,
+      seal: sealKey?.fingerprint ?? PLAINTEXT_SEAL,
+      acceptPlaintext,
+      signal,
+    });
+  }
+
+  /** Somebody who encrypts does not want to find out later that a lost setting had switched it off. */
+  async #refuseToGoOnInPlaintext(replica: Replica): Promise<void> {
+    const newest = replica.catalog.changeSets.at(-1) ?? replica.catalog.fulls.at(-1);
+    if (this.#inputs.sealKey !== null || newest === undefined || newest.seal === PLAINTEXT_SEAL) return;
+    throw new BakeliteError("key-wrong", "the replica is encrypted and no key is configured", {
+      subject: replica.describe(newest),
+      hint: "set [defaults.encryption] key_file; to decrypt the replica, see `bakelite reencrypt --help`",
+    });
+  }
+
+  /** At a clean stop: how many captured commits could not be shipped in time. */
+  async #shipTheRest(): Promise<number> {
+    const shipper = this.#shipper;
+    const { log } = this.#inputs;
+    if (shipper === null) return this.#pending.commits;
+    const patience = AbortSignal.timeout(STOP_PATIENCE_MS);
+    try {
+      const result = await this.#capture.captureAll();
+      shipper.captured(result.kind === "captured" ? result.commits : 0);
+      shipper.flush();
+      while (!shipper.isIdle) {
+        patience.throwIfAborted();
+        await shipper.step(patience);
+      }
+      await shipper.writeLocalState(true);
+      return 0;
+    } catch (error) {
+      log.warn("not everything that is committed could be stored before the stop", {
+        commits: this.#pending.commits,
+        error: describeError(error),
+      });
+      return Math.max(1, this.#pending.commits);
+    }
+  }
+
+  async #close(): Promise<void> {
+    this.#closed = true;
+    try {
+      await this.#shipper?.ledger?.close();
+    } finally {
+      this.#follower.close();
+    }
+  }
+}
+
+/** A destination does not do what it should; the database is not at fault, and following it goes on. */
+export function isDestinationFailure(error: unknown): boolean {
+  if (!(error instanceof BakeliteError)) return false;
+  return error.code === "storage-unreachable" || error.code === "storage-denied" || error.code === "storage-full";
+}
+
+/** Waits for all; when the first of them ends, in whatever way, tells the others to. Throws the first failure. */
+async function untilOneEnds(tasks: readonly Promise<unknown>[], endOthers: () => void): Promise<void> {
+  const outcomes = await Promise.allSettled(tasks.map((task) => task.finally(endOthers)));
+  for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
+}
+

@@ -1,0 +1,165 @@
+import { Checkpointer } from "../sqlite/checkpoint.ts";
+import type { CaptureResult, FollowFault, WalFollower } from "../sqlite/follow.ts";
+import type { Clock } from "../util/clock.ts";
+import type { Logger } from "../util/logger.ts";
+import type { Wakeup } from "../util/wakeup.ts";
+
+export interface CaptureLoopInputs {
+  readonly follower: WalFollower;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly settings: {
+    readonly safetyPollMs: number;
+    readonly maxWalSizeBytes: number;
+    readonly busyTimeoutMs: number;
+  };
+  /** Fires when something in the database's directory changed. */
+  readonly changed: Wakeup;
+  /** Called after each capture of everything that was committed. */
+  readonly onCaptured: (commits: number) => void;
+}
+
+/** A burst of file events is looked at once in this time. */
+const LOOK_INTERVAL_MS = 20;
+const BUSY_RETRY_MS = 5;
+const CHECKPOINT_RETRY_MS = { min: 10, max: 1000 } as const;
+
+/** Continuity is gone: the follower must be closed, and the file compared with the ledger at the next attach. */
+export interface EndOfFollowing {
+  readonly fault: FollowFault;
+  readonly detail: string;
+}
+
+/**
+ * Captures what is committed soon after it is, and checkpoints when the WAL has grown past its limit, whatever becomes of
+ * uploads: the WAL is never held back by a slow destination.
+ */
+export class CaptureLoop {
+  readonly #inputs: CaptureLoopInputs;
+  readonly #checkpointer: Checkpointer;
+  #waiting: { resolve: () => void; reject: (reason: unknown) => void }[] = [];
+  #busySinceMs: number | null = null;
+  #checkpointRetry = { atMs: 0, delayMs: CHECKPOINT_RETRY_MS.min as number };
+  #longestLockMs = 0;
+  #reportedBadChecksums = false;
+
+  constructor(inputs: CaptureLoopInputs) {
+    this.#inputs = inputs;
+    const { follower, clock, settings } = inputs;
+    this.#checkpointer = new Checkpointer(follower, { limitBytes: settings.maxWalSizeBytes, nowMs: () => clock.monotonicMs() });
+  }
+
+  /** The longest time so far for which we held the database's write lock. */
+  get longestLockMs(): number {
+    return this.#longestLockMs;
+  }
+
+  /** Since when, on the monotonic clock, a lock has kept us from capturing for longer than the configured patience. */
+  get lockedOutSinceMs(): number | null {
+    const since = this.#busySinceMs;
+    const { clock, settings } = this.#inputs;
+    return since !== null && clock.monotonicMs() - since > settings.busyTimeoutMs ? since : null;
+  }
+
+  /** Resolves after the next capture of everything that was committed; rejects when following ends. */
+  nextCapture(): Promise<void> {
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    this.#waiting.push({ resolve, reject });
+    this.#inputs.changed.wake();
+    return promise;
+  }
+
+  /** Runs until the signal or a fault. Throws what reading the files throws. */
+  async run(signal: AbortSignal): Promise<EndOfFollowing | null> {
+    const { settings, changed } = this.#inputs;
+    try {
+      while (!signal.aborted) {
+        const waitMs = await this.#look(signal);
+        if (typeof waitMs !== "number") return waitMs;
+        await changed.wait(Math.min(waitMs, settings.safetyPollMs), signal);
+        if (waitMs >= LOOK_INTERVAL_MS && !signal.aborted) await changed.rest(LOOK_INTERVAL_MS, signal);
+      }
+      return null;
+    } finally {
+      this.#letWaitersGo((waiter) => waiter.reject(new Error("following the database has ended")));
+    }
+  }
+
+  /** Captures everything committed until now, in slices. For the last time at a clean stop. */
+  async captureAll(): Promise<CaptureResult> {
+    for (;;) {
+      const result = this.#inputs.follower.capture();
+      if (result.kind !== "captured" || result.complete) return result;
+      await nextTurn();
+    }
+  }
+
+  /** How long to wait for the next look at most, in milliseconds, or why following ended. */
+  async #look(signal: AbortSignal): Promise<number | EndOfFollowing> {
+    const { clock, onCaptured, follower, settings } = this.#inputs;
+    let commits = 0;
+    for (;;) {
+      const result = follower.capture();
+      if (result.kind === "fault") return { fault: result.fault, detail: result.detail };
+      if (result.kind === "busy") {
+        this.#busySinceMs ??= clock.monotonicMs();
+        return BUSY_RETRY_MS;
+      }
+      commits += result.commits;
+      if (result.complete || signal.aborted) break;
+      await nextTurn();
+    }
+    this.#busySinceMs = null;
+    this.#warnOfBadChecksums();
+    onCaptured(commits);
+    this.#letWaitersGo((waiter) => waiter.resolve());
+    if (!this.#checkpointer.isDue) return settings.safetyPollMs;
+    // Waiters run before the checkpoint, which may move the hold beyond what is captured.
+    await nextTurn();
+    return this.#checkpoint();
+  }
+
+  #checkpoint(): number | EndOfFollowing {
+    const { clock, log, settings } = this.#inputs;
+    const nowMs = clock.monotonicMs();
+    if (nowMs < this.#checkpointRetry.atMs) return this.#checkpointRetry.atMs - nowMs;
+    const report = this.#checkpointer.run();
+    this.#longestLockMs = Math.max(this.#longestLockMs, report.lockMs);
+    log.debug("checkpoint", { outcome: report.outcome, lockMs: Math.round(report.lockMs * 10) / 10 });
+    if (report.fault !== null) return { fault: report.fault.fault, detail: report.fault.detail };
+    switch (report.outcome) {
+      case "complete":
+        this.#checkpointRetry = { atMs: 0, delayMs: CHECKPOINT_RETRY_MS.min };
+        return settings.safetyPollMs;
+      case "behind":
+        return 0;
+      case "busy":
+      case "deadline": {
+        const { delayMs } = this.#checkpointRetry;
+        this.#checkpointRetry = { atMs: clock.monotonicMs() + delayMs, delayMs: Math.min(2 * delayMs, CHECKPOINT_RETRY_MS.max) };
+        return delayMs;
+      }
+    }
+  }
+
+  #warnOfBadChecksums(): void {
+    const { follower, log } = this.#inputs;
+    if (this.#reportedBadChecksums || follower.badChecksums === 0) return;
+    this.#reportedBadChecksums = true;
+    log.warn("the application's SQLite commits WAL frames with wrong checksums; they are backed up, but a crash would lose them locally", {
+      frames: follower.badChecksums,
+      hint: "update the SQLite that the application uses",
+    });
+  }
+
+  #letWaitersGo(go: (waiter: { resolve: () => void; reject: (reason: unknown) => void }) => void): void {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const waiter of waiting) go(waiter);
+  }
+}
+
+/** Lets the event loop run, so that one database never keeps the others waiting. */
+export function nextTurn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}

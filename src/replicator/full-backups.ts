@@ -1,0 +1,268 @@
+import { rm } from "node:fs/promises";
+import type { ObjectHeader } from "../format/header.ts";
+import { objectKey, PLAINTEXT_SEAL } from "../format/names.ts";
+import type { Replica } from "../replica/replica.ts";
+import type { WalFollower } from "../sqlite/follow.ts";
+import { LedgerFile, replaceLedger } from "../state/ledger-file.ts";
+import type { Clock } from "../util/clock.ts";
+import { BakeliteError } from "../util/errors.ts";
+import type { Logger } from "../util/logger.ts";
+import type { Semaphore } from "../util/semaphore.ts";
+import { Wakeup } from "../util/wakeup.ts";
+import { compareWithLedger } from "./compare.ts";
+import type { Destinations } from "./destinations.ts";
+import { digestOfLedger } from "./digest.ts";
+import { type FullBackup, type FullBackupReason, fullBackup } from "./full-backup.ts";
+import { commitLedger, pagesThatDiffer, replay } from "./ledger.ts";
+import type { LocalState } from "./local-state.ts";
+import type { PendingSet } from "./pending.ts";
+import type { Shipper } from "./shipper.ts";
+import type { StoredState } from "./stored-state.ts";
+
+export interface FullBackupsInputs {
+  readonly database: string;
+  readonly follower: WalFollower;
+  readonly pending: PendingSet;
+  readonly shipper: Shipper;
+  readonly destinations: Destinations;
+  readonly local: LocalState;
+  readonly slots: Semaphore;
+  readonly onChange: () => void;
+  readonly ledgerPath: string;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly settings: { readonly snapshotIntervalMs: number; readonly maxSegmentsPerSnapshot: number };
+  readonly encoding: { readonly sealKey: Uint8Array | null; readonly compressionLevel: number };
+  readonly nextCapture: () => Promise<void>;
+  readonly newHeader: (kind: "full" | "current", first: number, from: StoredState) => ObjectHeader;
+  readonly openReplica: (signal: AbortSignal) => Promise<Replica>;
+}
+
+export interface FullBackupUnderWay {
+  readonly index: number;
+  readonly reason: FullBackupReason;
+  readonly sinceMs: number;
+  /** 0 to 1. */
+  progress: number;
+}
+
+/** A healthy daemon is silent, so what the schedule asks for is not news; what nobody asked for is a warning. */
+const LEVELS: Readonly<Record<FullBackupReason, "debug" | "info" | "warn">> = {
+  "first backup": "info",
+  interval: "debug",
+  "change-set count": "debug",
+  "page size changed": "warn",
+  "destination gap": "warn",
+  "replica unreadable": "warn",
+};
+
+const SHORTEST_LOOK_MS = 100;
+const LONGEST_LOOK_MS = 60_000;
+
+/** Decides when a full backup is due, and takes it. */
+export class FullBackups {
+  readonly #inputs: FullBackupsInputs;
+  readonly #byReason = new Map<string, number>();
+  #underWay: FullBackupUnderWay | null = null;
+  #wanted: FullBackupReason | null;
+  readonly #wakeup = new Wakeup();
+  bytesShipped = 0;
+
+  constructor(inputs: FullBackupsInputs, wanted: FullBackupReason | null) {
+    this.#inputs = inputs;
+    this.#wanted = wanted;
+  }
+
+  get underWay(): FullBackupUnderWay | null {
+    return this.#underWay;
+  }
+
+  get byReason(): ReadonlyMap<string, number> {
+    return this.#byReason;
+  }
+
+  /** Why one is due now, or null. */
+  due(): FullBackupReason | "check" | null {
+    if (this.#wanted !== null) return this.#wanted;
+    const { local, shipper, settings, clock } = this.#inputs;
+    const newest = local.fullBackup;
+    if (newest === null) return null;
+    const count = shipper.stored.index - newest.index;
+    if (settings.maxSegmentsPerSnapshot > 0 && count >= settings.maxSegmentsPerSnapshot) return "change-set count";
+    if (settings.snapshotIntervalMs > 0 && clock.nowMs() - newest.atMs >= settings.snapshotIntervalMs) {
+      // Nothing changed since: the interval is met by proving that the file is still what is stored.
+      return shipper.stored.index > newest.settled ? "interval" : "check";
+    }
+    return null;
+  }
+
+  /** Something was stored, so one may be due by count. */
+  noteStored(): void {
+    if (this.#inputs.settings.maxSegmentsPerSnapshot > 0) this.#wakeup.wake();
+  }
+
+  /** Waits until one may be due. */
+  async wait(signal: AbortSignal): Promise<void> {
+    const { local, settings, clock } = this.#inputs;
+    const newest = local.fullBackup;
+    const untilIntervalMs =
+      newest === null || settings.snapshotIntervalMs === 0
+        ? Number.POSITIVE_INFINITY
+        : newest.atMs + settings.snapshotIntervalMs - clock.nowMs();
+    // The clock may step, so a long wait is looked at again now and then.
+    await this.#wakeup.wait(Math.min(Math.max(untilIntervalMs, SHORTEST_LOOK_MS), LONGEST_LOOK_MS), signal);
+  }
+
+  /** Takes the one that is due, if any. Throws what the destinations throw. */
+  async takeIfDue(signal: AbortSignal): Promise<void> {
+    const reason = this.due();
+    if (reason === null) return;
+    using _slot = await this.#inputs.slots.acquire({ signal });
+    if (reason === "check") await this.#check(signal);
+    else await this.#take(reason, signal);
+  }
+
+  async #take(reason: FullBackupReason, signal: AbortSignal): Promise<void> {
+    const { shipper, pending, clock, log, destinations, local, ledgerPath, database } = this.#inputs;
+    const from = shipper.stored;
+    await this.#assertNameIsFree(from, signal);
+    const newLedger = shipper.ledger === null ? await openNewLedger(ledgerPath) : null;
+    const startedMs = clock.nowMs();
+    const startedMonotonicMs = clock.monotonicMs();
+    this.#underWay = { index: from.index, reason, sinceMs: startedMs, progress: 0 };
+    this.#byReason.set(reason, (this.#byReason.get(reason) ?? 0) + 1);
+    log[LEVELS[reason]]("full backup begins", { reason, index: from.index });
+    this.#inputs.onChange();
+    let adopted = false;
+    pending.startForcing();
+    try {
+      const full = this.#start(from, reason, newLedger, signal);
+      await destinations.store(full.object, signal);
+      if (newLedger !== null) {
+        await shipper.between(() => this.#adoptLedger(newLedger, from, signal));
+        adopted = true;
+      }
+      const seal = this.#inputs.newHeader("full", from.index, from).keyFingerprint ?? PLAINTEXT_SEAL;
+      local.tookFullBackup({ index: from.index, settled: full.settled(), atMs: startedMs, seal });
+      this.#wanted = null;
+      await this.#writeCurrent(from.index, seal, signal);
+      await local.write();
+      this.bytesShipped += full.object.sizeBytes();
+      log[LEVELS[reason]]("full backup stored", {
+        reason,
+        object: objectKey(database, full.object.name),
+        settled: full.settled(),
+        sizeBytes: full.object.sizeBytes(),
+        tookMs: Math.round(clock.monotonicMs() - startedMonotonicMs),
+      });
+    } finally {
+      pending.stopForcing();
+      this.#underWay = null;
+      this.#inputs.onChange();
+      if (newLedger !== null && !adopted) await newLedger.close();
+    }
+  }
+
+  /** An earlier put whose answer was lost may have stored a full backup under this name: an attach adopts it. */
+  async #assertNameIsFree(from: StoredState, signal: AbortSignal): Promise<void> {
+    const { destinations, newHeader, database } = this.#inputs;
+    const seal = newHeader("full", from.index, from).keyFingerprint ?? PLAINTEXT_SEAL;
+    const key = objectKey(database, { kind: "full", index: from.index, seal });
+    for (const backend of destinations.backends) {
+      if ((await backend.stat(key, { signal })) === null) continue;
+      throw new BakeliteError("io", "a full backup of this state is stored already, and is adopted by attaching anew", {
+        subject: `${backend.location}/${key}`,
+      });
+    }
+  }
+
+  #start(from: StoredState, reason: FullBackupReason, newLedger: LedgerFile | null, signal: AbortSignal): FullBackup {
+    const { follower, pending, shipper, clock, encoding, nextCapture, newHeader } = this.#inputs;
+    return fullBackup({
+      follower,
+      from,
+      reason,
+      header: newHeader("full", from.index, from),
+      encoding,
+      startedMs: clock.nowMs(),
+      newLedger,
+      nextCapture,
+      check: (batch) => this.#checkAgainstLedger(batch),
+      lastPageRead: () => {
+        pending.stopForcing();
+        return shipper.indexCarryingAll();
+      },
+      stored: (index) => shipper.untilStored(index, signal),
+      progress: (done, total) => {
+        if (this.#underWay !== null) this.#underWay.progress = total === 0 ? 1 : done / total;
+      },
+    });
+  }
+
+  /** A page that nothing is known to have changed must be as the ledger says; if not, it is stored, and that is loud. */
+  #checkAgainstLedger(batch: { readonly pageNumbers: Uint32Array; readonly hashes: Uint8Array }): void {
+    const { shipper, pending, log } = this.#inputs;
+    if (shipper.ledger === null) return;
+    for (const page of pagesThatDiffer(shipper.ledger, batch.pageNumbers, batch.hashes, shipper.stored)) {
+      if (shipper.isUnstored(page)) continue;
+      pending.differs(page);
+      log.error("a page of the database is not what was stored, and no change to it was seen; storing it now", {
+        page,
+        hint: "something wrote to the database file behind SQLite's back, or this is a bug in bakelite: please report it",
+      });
+    }
+  }
+
+  /** The interval has passed and nothing was stored since the newest full backup: the file is proven instead. */
+  async #check(signal: AbortSignal): Promise<void> {
+    const { follower, shipper, pending, local, clock, log, nextCapture } = this.#inputs;
+    const { ledger, stored } = shipper;
+    const newest = local.fullBackup;
+    if (ledger === null || newest === null) return;
+    const found = await compareWithLedger({
+      follower,
+      ledger,
+      state: stored,
+      skip: (page) => shipper.isUnstored(page),
+      differs: (page) => {
+        if (shipper.stored.index === stored.index && !shipper.isUnstored(page)) pending.differs(page);
+      },
+      nextCapture,
+      signal,
+      progress: () => {},
+    });
+    log.info("nothing changed since the newest full backup: compared the file with the ledger instead", { differing: found });
+    local.tookFullBackup({ ...newest, atMs: clock.nowMs() });
+  }
+
+  /** Between two change-sets: the hashes that the full backup read, and what was stored since, become the ledger. */
+  async #adoptLedger(ledger: LedgerFile, from: StoredState, signal: AbortSignal): Promise<void> {
+    const { shipper, openReplica, ledgerPath, database } = this.#inputs;
+    const { stored } = shipper;
+    if (!(await replay(ledger, await openReplica(signal), from, from.sizePages, stored))) {
+      throw new BakeliteError("replica-corrupt", "the change-sets since the full backup cannot be read back", {
+        subject: `${database}, indexes ${from.index + 1} to ${stored.index}`,
+        hint: "check the destination; the daemon takes another full backup",
+      });
+    }
+    ledger.truncate(stored.sizePages);
+    const digest = digestOfLedger(ledger, stored.sizePages, stored.pageSizeBytes);
+    await commitLedger(ledger, { ...stored, digest });
+    await replaceLedger(ledgerPath, `${ledgerPath}.new`);
+    shipper.useLedger(ledger, digest);
+  }
+
+  async #writeCurrent(full: number, seal: string, signal: AbortSignal): Promise<void> {
+    const { shipper, destinations, newHeader, encoding, clock } = this.#inputs;
+    const { stored } = shipper;
+    const header = newHeader("current", stored.index, stored);
+    const { chain, index, lineage } = stored;
+    await destinations.storeCurrent(header, encoding, { chain, full, seal, index, lineage, written_ms: clock.nowMs() }, signal);
+  }
+}
+
+async function openNewLedger(ledgerPath: string): Promise<LedgerFile> {
+  const path = `${ledgerPath}.new`;
+  await rm(path, { force: true });
+  return await LedgerFile.open(path, { fresh: true });
+}
