@@ -16,6 +16,16 @@ export const registry: readonly RegistryEntry[] = [
     load: async () => (await import("./commands/daemon.ts")).command,
   },
   {
+    name: "list",
+    summary: "Show what can be restored",
+    load: async () => (await import("./commands/list.ts")).command,
+  },
+  {
+    name: "restore",
+    summary: "Reconstruct a database: its latest state or any recorded moment",
+    load: async () => (await import("./commands/restore.ts")).command,
+  },
+  {
     name: "version",
     summary: "Show the versions of bakelite, its storage format and its parts",
     load: async () => (await import("./commands/version.ts")).command,

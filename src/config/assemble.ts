@@ -40,5 +40,10 @@ export function openDestination(config: BackendConfig): Backend {
       hint: 'use a backend of type = "file"',
     });
   }
-  return withRetry(openBackend({ type: "file", path: config.path }), { retries: config.retries, baseMs: 200, capMs: 5000, maxElapsedMs: 30_000 });
+  return withRetry(openBackend({ type: "file", path: config.path }), {
+    retries: config.retries,
+    baseMs: 200,
+    capMs: 5000,
+    maxElapsedMs: 30_000,
+  });
 }

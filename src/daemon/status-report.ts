@@ -19,7 +19,8 @@ export function reportStatus(replicator: Replicator, context: ReportContext): St
   const shipper = attachment?.shipper ?? null;
   const fullBackups = attachment?.fullBackups ?? null;
   const { state, detail, progress } = describeState(replicator, context.monotonicMs);
-  const lastError = health.lastError === null ? null : { ...health.lastError, at: formatTimestamp(health.lastError.atMs) };
+  const lastError =
+    health.lastError === null ? null : { ...health.lastError, at: formatTimestamp(health.lastError.atMs) };
   const unhealthy =
     health.streak === null || lastError === null
       ? null
@@ -28,6 +29,7 @@ export function reportStatus(replicator: Replicator, context: ReportContext): St
   const shipping = shipper !== null && attachment?.starting === null;
   const stored = shipper?.stored ?? null;
   const newestFull = attachment?.local.fullBackup ?? null;
+  const holder = attachment?.holders.longest ?? null;
   const underWay = fullBackups?.underWay ?? null;
   return {
     version: 1,
@@ -56,11 +58,19 @@ export function reportStatus(replicator: Replicator, context: ReportContext): St
     lag_seconds: oldestMs === null ? (shipping ? 0 : null) : Math.max(0, (nowMs - oldestMs) / 1000),
     change_sets: replicator.totals.changeSets,
     bytes_shipped: replicator.totals.bytesShipped,
-    full_backup: newestFull === null ? null : { index: newestFull.index, settled: newestFull.settled, at: formatTimestamp(newestFull.atMs) },
+    full_backup:
+      newestFull === null
+        ? null
+        : { index: newestFull.index, settled: newestFull.settled, at: formatTimestamp(newestFull.atMs) },
     full_backup_in_progress:
       underWay === null
         ? null
-        : { index: underWay.index, reason: underWay.reason, since: formatTimestamp(underWay.sinceMs), progress: underWay.progress },
+        : {
+            index: underWay.index,
+            reason: underWay.reason,
+            since: formatTimestamp(underWay.sinceMs),
+            progress: underWay.progress,
+          },
     full_backups_by_reason: replicator.totals.fullBackupsByReason,
     wal:
       attachment === null
@@ -69,7 +79,7 @@ export function reportStatus(replicator: Replicator, context: ReportContext): St
             size_bytes: attachment.walFileBytes,
             committed_frames: attachment.follower.counts.committedFrames,
             backfilled_frames: attachment.follower.counts.backfilledFrames,
-            held_by: null,
+            held_by: holder === null ? null : { pid: holder.pid, since: formatTimestamp(holder.sinceMs) },
           },
     longest_write_lock_ms: replicator.totals.longestLockMs,
     destinations: inputs.destinations.all.map(({ backend, type }) => ({
@@ -88,7 +98,10 @@ export function reportStatus(replicator: Replicator, context: ReportContext): St
   };
 }
 
-function describeState(replicator: Replicator, monotonicMs: number): { state: StatusState; detail: string | null; progress: number | null } {
+function describeState(
+  replicator: Replicator,
+  monotonicMs: number,
+): { state: StatusState; detail: string | null; progress: number | null } {
   const { phase, attachment, health } = replicator;
   switch (phase.kind) {
     case "waiting":
@@ -105,13 +118,19 @@ function describeState(replicator: Replicator, monotonicMs: number): { state: St
   const lockedOutMs = attachment?.capture.lockedOutSinceMs ?? null;
   if (lockedOutMs !== null) {
     const seconds = Math.round((monotonicMs - lockedOutMs) / 1000);
-    return { state: "backing off", detail: `another process has kept the database locked for ${seconds} s`, progress: null };
+    return {
+      state: "backing off",
+      detail: `another process has kept the database locked for ${seconds} s`,
+      progress: null,
+    };
   }
-  if (health.streak !== null) return { state: "backing off", detail: health.lastError?.message ?? null, progress: null };
+  if (health.streak !== null)
+    return { state: "backing off", detail: health.lastError?.message ?? null, progress: null };
   const starting = attachment?.starting ?? null;
   if (starting !== null) return { state: "starting", ...starting };
   const underWay = attachment?.fullBackups?.underWay ?? null;
-  if (underWay !== null) return { state: "snapshotting", detail: `full backup (${underWay.reason})`, progress: underWay.progress };
+  if (underWay !== null)
+    return { state: "snapshotting", detail: `full backup (${underWay.reason})`, progress: underWay.progress };
   return { state: "live", detail: null, progress: null };
 }
 

@@ -4,16 +4,16 @@ import type { Config, DatabaseConfig } from "../config/types.ts";
 import { Destinations } from "../replicator/destinations.ts";
 import { DirectoryWatch } from "../replicator/directory-watch.ts";
 import { Replicator } from "../replicator/replicator.ts";
-import { sweepTemporaryFiles } from "../storage/file.ts";
 import { statePaths } from "../state/layout.ts";
 import { type ProcessIdentity, readOwnIdentity } from "../state/process-identity.ts";
 import { writeStatus } from "../state/status.ts";
+import { sweepTemporaryFiles } from "../storage/file.ts";
 import { buildInfo } from "../util/build-info.ts";
 import type { Clock } from "../util/clock.ts";
+import { delay } from "../util/delay.ts";
 import { describeError } from "../util/errors.ts";
 import type { Logger } from "../util/logger.ts";
 import { Semaphore } from "../util/semaphore.ts";
-import { delay } from "../util/delay.ts";
 import { reportStatus } from "./status-report.ts";
 
 export interface SupervisorInputs {
@@ -89,12 +89,26 @@ export class Supervisor {
     const paths = databases.flatMap(({ backends }) => backends.flatMap((b) => (b.type === "file" ? [b.path] : [])));
     for (const path of new Set(paths)) {
       try {
-        const { removedCount, removedBytes } = await sweepTemporaryFiles({ path, olderThanMs: LEFTOVER_AGE_MS, nowMs: clock.nowMs() });
-        if (removedCount > 0) log.info("removed what interrupted uploads left behind", { path, files: removedCount, sizeBytes: removedBytes });
+        const { removedCount, removedBytes } = await sweepTemporaryFiles({
+          path,
+          olderThanMs: LEFTOVER_AGE_MS,
+          nowMs: clock.nowMs(),
+        });
+        if (removedCount > 0)
+          log.info("removed what interrupted uploads left behind", {
+            path,
+            files: removedCount,
+            sizeBytes: removedBytes,
+          });
       } catch (error) {
         log.debug("cannot look for what interrupted uploads left behind", { path, error: describeError(error) });
       }
     }
+  }
+
+  /** Every database is followed, or waited for, or has failed with a reason in the log: nobody is still to be begun. */
+  get isReady(): boolean {
+    return this.replicators.every(({ phase }) => phase.kind !== "starting");
   }
 
   /** Publishes until `stop` is aborted, then stops every replicator; resolves when all have ended. */
@@ -129,7 +143,13 @@ export class Supervisor {
 
   #launch(config: DatabaseConfig, replicator: Replicator): void {
     const stop = new AbortController();
-    const running: Running = { config, replicator, stop, ended: replicator.run(stop.signal), published: Promise.resolve() };
+    const running: Running = {
+      config,
+      replicator,
+      stop,
+      ended: replicator.run(stop.signal),
+      published: Promise.resolve(),
+    };
     replicator.onChange(() => void this.#publish(running));
     this.#running.set(config.name, running);
   }
@@ -184,15 +204,16 @@ export class Supervisor {
   async #publishOne(replicator: Replicator): Promise<void> {
     const { clock, log } = this.#inputs;
     if (this.#identity === null || !replicator.isLocked) return;
-    const status = reportStatus(replicator, {
-      bakeliteVersion: buildInfo.version,
-      process: this.#identity,
-      startedMs: this.#startedMs,
-      nowMs: clock.nowMs(),
-      monotonicMs: clock.monotonicMs(),
-      publishIntervalMs: this.#publishIntervalMs,
-    });
     try {
+      await replicator.attachment?.lookForHolders();
+      const status = reportStatus(replicator, {
+        bakeliteVersion: buildInfo.version,
+        process: this.#identity,
+        startedMs: this.#startedMs,
+        nowMs: clock.nowMs(),
+        monotonicMs: clock.monotonicMs(),
+        publishIntervalMs: this.#publishIntervalMs,
+      });
       await writeStatus(statePaths(replicator.path, replicator.inputs.database).status, status);
     } catch (error) {
       log.warn("cannot write the status file", { db: replicator.inputs.database, error: describeError(error) });

@@ -115,10 +115,14 @@ function assertOurs(inputs: AdoptInputs, cursor: Cursor, opened: OpenedObject): 
   const sameMachine = cursor.machineId === machine.machineId;
   if (sameMachine && booted) return;
   if (nowMs - opened.object.modifiedMs < LIVING_WRITER_MS) {
-    throw new BakeliteError("replica-foreign", "the replica moved on without this host: a clone of it may still be running", {
-      subject: where,
-      hint: "stop the other one; if there is none, run `bakelite daemon --take-over` once",
-    });
+    throw new BakeliteError(
+      "replica-foreign",
+      "the replica moved on without this host: a clone of it may still be running",
+      {
+        subject: where,
+        hint: "stop the other one; if there is none, run `bakelite daemon --take-over` once",
+      },
+    );
   }
   log.warn("adopting a state that this host does not remember storing", { index: trailer.last, object: where });
 }

@@ -1,12 +1,12 @@
-import type { ObjectHeader, ObjectKind } from "../format/header.ts";
 import type { KeyRing, SealKey } from "../format/envelope.ts";
+import type { ObjectHeader, ObjectKind } from "../format/header.ts";
 import { PLAINTEXT_SEAL } from "../format/names.ts";
+import { lockPageNumber } from "../format/pages.ts";
 import { Replica } from "../replica/replica.ts";
 import { WalFollower } from "../sqlite/follow.ts";
-import { lockPageNumber } from "../format/pages.ts";
 import { type Cursor, readCursor } from "../state/cursor.ts";
-import type { LedgerFile } from "../state/ledger-file.ts";
 import type { statePaths } from "../state/layout.ts";
+import type { LedgerFile } from "../state/ledger-file.ts";
 import { type MachineIdentity, readMachineIdentity } from "../state/machine.ts";
 import { backoffDelayMs } from "../util/backoff.ts";
 import type { Clock } from "../util/clock.ts";
@@ -28,6 +28,7 @@ import { PendingSet } from "./pending.ts";
 import { Shipper } from "./shipper.ts";
 import type { StoredState } from "./stored-state.ts";
 import { stampState } from "./time-epochs.ts";
+import { WalHolders } from "./wal-holders.ts";
 
 export interface ReplicationSettings {
   readonly debounceMs: number;
@@ -67,7 +68,9 @@ export interface AttachmentInputs {
   readonly log: Logger;
 }
 
-export type AttachmentEnd = { readonly kind: "stopped"; readonly unshipped: number } | ({ readonly kind: "fault" } & EndOfFollowing);
+export type AttachmentEnd =
+  | { readonly kind: "stopped"; readonly unshipped: number }
+  | ({ readonly kind: "fault" } & EndOfFollowing);
 
 /** What an attachment is doing before it ships. */
 export interface Starting {
@@ -92,6 +95,7 @@ export class Attachment {
   readonly #machine: MachineIdentity;
   readonly #proven: boolean;
   readonly #local: LocalState;
+  readonly holders: WalHolders;
   #closed = false;
   #shipper: Shipper | null = null;
   #fullBackups: FullBackups | null = null;
@@ -111,8 +115,14 @@ export class Attachment {
     const samePages = cursor?.pageSizeBytes === follower.pageSizeBytes;
     const continuity = follower.attach(sameFile && samePages ? cursor : null);
     this.#proven = continuity.kind === "proven";
-    const reason = sameFile || cursor === null ? (continuity.kind === "unproven" ? continuity.reason : null) : "it is another file than before";
+    const reason =
+      sameFile || cursor === null
+        ? continuity.kind === "unproven"
+          ? continuity.reason
+          : null
+        : "it is another file than before";
     inputs.log.debug("attached", { continuity: continuity.kind, reason, pageSizeBytes: follower.pageSizeBytes });
+    this.holders = new WalHolders(inputs.path);
     this.#local = new LocalState({
       path: inputs.paths.cursor,
       found: cursor,
@@ -137,7 +147,8 @@ export class Attachment {
     const { paths, log, clock, path } = inputs;
     const machine = await readMachineIdentity();
     const found = await readCursor(paths.cursor);
-    if ("corrupt" in found) log.warn("the cursor is damaged and is rebuilt from the replica", { path: paths.cursor, reason: found.corrupt });
+    if ("corrupt" in found)
+      log.warn("the cursor is damaged and is rebuilt from the replica", { path: paths.cursor, reason: found.corrupt });
     const cursor = "cursor" in found ? found.cursor : null;
     let pending: PendingSet | null = null;
     const follower = WalFollower.open({
@@ -164,6 +175,11 @@ export class Attachment {
   /** Size of the `-wal` file on disk; 0 once the attachment has ended. */
   get walFileBytes(): number {
     return this.#closed ? 0 : this.#follower.walFileBytes;
+  }
+
+  /** Finds out who keeps the WAL from being restarted, if anybody does. */
+  async lookForHolders(): Promise<void> {
+    await this.holders.look(!this.#closed && this.#capture.isHeldBack, this.#inputs.clock.nowMs());
   }
 
   get capture(): CaptureLoop {
@@ -250,7 +266,11 @@ export class Attachment {
         if (!isDestinationFailure(error)) throw error;
         health.failed(error);
         const waitMs = backoffDelayMs(attempts, { baseMs: RETRY_BASE_MS });
-        log.warn("a destination fails; trying again", { error: describeError(error), attempts, waitMs: Math.round(waitMs) });
+        log.warn("a destination fails; trying again", {
+          error: describeError(error),
+          attempts,
+          waitMs: Math.round(waitMs),
+        });
         await delay(waitMs, signal).catch(() => {});
       }
     }
@@ -262,14 +282,24 @@ export class Attachment {
     this.#starting = { detail: "reading the replica", progress: null };
     const replica = await this.#openReplica(signal);
     await this.#refuseToGoOnInPlaintext(replica);
-    const adoption = await adopt({ replica, cursor: this.#cursor, machine: this.#machine, takeOver, nowMs: clock.nowMs(), log });
+    const adoption = await adopt({
+      replica,
+      cursor: this.#cursor,
+      machine: this.#machine,
+      takeOver,
+      nowMs: clock.nowMs(),
+      log,
+    });
     const { newest } = adoption;
-    if (newest === null) return this.#startChain(adoption, replica.catalog.fulls.length === 0 ? "first backup" : "replica unreadable");
+    if (newest === null)
+      return this.#startChain(adoption, replica.catalog.fulls.length === 0 ? "first backup" : "replica unreadable");
     if (newest.pageSizeBytes !== this.#follower.pageSizeBytes) return this.#startChain(adoption, "page size changed");
     const at = await openLedgerAt(paths.pages, replica, newest, log);
     if (at === null) {
       // A chain whose first full backup was never finished leaves nothing behind that could be read.
-      const unfinished = replica.catalog.fulls.every((full) => full.first < newest.index && replica.trailers.knowledge(full) !== "unusable");
+      const unfinished = replica.catalog.fulls.every(
+        (full) => full.first < newest.index && replica.trailers.knowledge(full) !== "unusable",
+      );
       return this.#startChain(adoption, unfinished ? "first backup" : "replica unreadable");
     }
     await this.#goOn(adoption, at.state, at.ledger, signal);
@@ -283,9 +313,11 @@ export class Attachment {
       // What was captured since the cursor's position includes all that was since an attempted put's, unless the machine
       // has booted: then the WAL may have lost frames that the put holds.
       const bootedSince = this.#cursor?.bootId !== this.#machine.bootId;
-      const provenBeyond = adoption.beyondCursor === "nothing" || (adoption.beyondCursor === "attempted put" && !bootedSince);
+      const provenBeyond =
+        adoption.beyondCursor === "nothing" || (adoption.beyondCursor === "attempted put" && !bootedSince);
       let position = stored.position;
-      if (this.#proven && provenBeyond) log.debug("continuity is proven: going on from the WAL", { index: stored.index });
+      if (this.#proven && provenBeyond)
+        log.debug("continuity is proven: going on from the WAL", { index: stored.index });
       else {
         await this.#compare(stored, ledger, signal);
         // Only a state that is wholly stored has a place in this WAL; else the next change-set gives one.
@@ -302,7 +334,9 @@ export class Attachment {
   }
 
   #isStored(stored: StoredState): boolean {
-    return this.#pending.pageCount === 0 && this.#pending.commits === 0 && this.#follower.sizePages === stored.sizePages;
+    return (
+      this.#pending.pageCount === 0 && this.#pending.commits === 0 && this.#follower.sizePages === stored.sizePages
+    );
   }
 
   async #compare(stored: StoredState, ledger: LedgerFile, signal: AbortSignal): Promise<void> {
@@ -318,7 +352,10 @@ export class Attachment {
       nextCapture: () => this.#capture.nextCapture(),
       signal,
       progress: (done, total) => {
-        this.#starting = { detail: "comparing the database with what is stored", progress: total === 0 ? 1 : done / total };
+        this.#starting = {
+          detail: "comparing the database with what is stored",
+          progress: total === 0 ? 1 : done / total,
+        };
       },
     });
     log.info("compared the database with the page ledger, because nothing proves that every change was seen", {
@@ -491,4 +528,3 @@ async function untilOneEnds(tasks: readonly Promise<unknown>[], endOthers: () =>
   const outcomes = await Promise.allSettled(tasks.map((task) => task.finally(endOthers)));
   for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
 }
-

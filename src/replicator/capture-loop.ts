@@ -41,12 +41,21 @@ export class CaptureLoop {
   #busySinceMs: number | null = null;
   #checkpointRetry = { atMs: 0, delayMs: CHECKPOINT_RETRY_MS.min as number };
   #longestLockMs = 0;
+  #isHeldBack = false;
   #reportedBadChecksums = false;
 
   constructor(inputs: CaptureLoopInputs) {
     this.#inputs = inputs;
     const { follower, clock, settings } = inputs;
-    this.#checkpointer = new Checkpointer(follower, { limitBytes: settings.maxWalSizeBytes, nowMs: () => clock.monotonicMs() });
+    this.#checkpointer = new Checkpointer(follower, {
+      limitBytes: settings.maxWalSizeBytes,
+      nowMs: () => clock.monotonicMs(),
+    });
+  }
+
+  /** The last checkpoint did not get through to the end of the WAL, because others were reading or writing. */
+  get isHeldBack(): boolean {
+    return this.#isHeldBack;
   }
 
   /** The longest time so far for which we held the database's write lock. */
@@ -124,6 +133,7 @@ export class CaptureLoop {
     const nowMs = clock.monotonicMs();
     if (nowMs < this.#checkpointRetry.atMs) return this.#checkpointRetry.atMs - nowMs;
     const report = this.#checkpointer.run();
+    this.#isHeldBack = report.outcome === "deadline" || report.outcome === "busy";
     this.#longestLockMs = Math.max(this.#longestLockMs, report.lockMs);
     log.debug("checkpoint", { outcome: report.outcome, lockMs: Math.round(report.lockMs * 10) / 10 });
     if (report.fault !== null) return { fault: report.fault.fault, detail: report.fault.detail };
@@ -136,7 +146,10 @@ export class CaptureLoop {
       case "busy":
       case "deadline": {
         const { delayMs } = this.#checkpointRetry;
-        this.#checkpointRetry = { atMs: clock.monotonicMs() + delayMs, delayMs: Math.min(2 * delayMs, CHECKPOINT_RETRY_MS.max) };
+        this.#checkpointRetry = {
+          atMs: clock.monotonicMs() + delayMs,
+          delayMs: Math.min(2 * delayMs, CHECKPOINT_RETRY_MS.max),
+        };
         return delayMs;
       }
     }
@@ -146,10 +159,13 @@ export class CaptureLoop {
     const { follower, log } = this.#inputs;
     if (this.#reportedBadChecksums || follower.badChecksums === 0) return;
     this.#reportedBadChecksums = true;
-    log.warn("the application's SQLite commits WAL frames with wrong checksums; they are backed up, but a crash would lose them locally", {
-      frames: follower.badChecksums,
-      hint: "update the SQLite that the application uses",
-    });
+    log.warn(
+      "the application's SQLite commits WAL frames with wrong checksums; they are backed up, but a crash would lose them locally",
+      {
+        frames: follower.badChecksums,
+        hint: "update the SQLite that the application uses",
+      },
+    );
   }
 
   #letWaitersGo(go: (waiter: { resolve: () => void; reject: (reason: unknown) => void }) => void): void {

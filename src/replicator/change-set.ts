@@ -70,7 +70,8 @@ class ChangeSetBuilder {
     const seal = header.keyFingerprint ?? PLAINTEXT_SEAL;
     this.#name = { kind: "change-set", level: 0, first: index.first, last: index.last, seal };
     this.#lineage = new LineageHasher(Buffer.from(from.lineage, "hex"), index.last);
-    this.#digest = ledger !== null && from.digest !== null ? new DigestFollower(ledger, { ...from, digest: from.digest }) : null;
+    this.#digest =
+      ledger !== null && from.digest !== null ? new DigestFollower(ledger, { ...from, digest: from.digest }) : null;
   }
 
   /** The images of `pages` now, without those that the ledger proves unchanged. */
@@ -88,7 +89,8 @@ class ChangeSetBuilder {
   }
 
   streamed(): ChangeSet {
-    const pieces = () => encodeObject(this.#encodeOptions(), this.#slices(), () => this.#trailer(this.#settledAfterStream()));
+    const pieces = () =>
+      encodeObject(this.#encodeOptions(), this.#slices(), () => this.#trailer(this.#settledAfterStream()));
     return { object: streamEncoded(this.#name, pieces), isEmpty: false, entries: null, state: () => this.#finished() };
   }
 
@@ -110,9 +112,12 @@ class ChangeSetBuilder {
   #dropUnchanged(batch: PageBatch): PageBatch {
     const { ledger, from, taken } = this.#inputs;
     const old = ledger?.read(batch.pageNumbers) ?? null;
-    const kept = old === null ? batch : keepWhere(batch, this.#inputs.follower.pageSizeBytes, (i, page) => {
-      return page > from.sizePages || taken.forced.has(page) || !sameHash(batch.hashes, old, i);
-    });
+    const kept =
+      old === null
+        ? batch
+        : keepWhere(batch, this.#inputs.follower.pageSizeBytes, (i, page) => {
+            return page > from.sizePages || taken.forced.has(page) || !sameHash(batch.hashes, old, i);
+          });
     this.#lineage.add(kept.pageNumbers, kept.hashes);
     if (this.#digest !== null && ledger !== null) {
       const replaced = kept === batch && old !== null ? old : ledger.read(kept.pageNumbers);

@@ -1,5 +1,5 @@
-import { encodeDocument } from "../format/encode.ts";
 import { footerSha256 } from "../format/decode.ts";
+import { encodeDocument } from "../format/encode.ts";
 import type { ObjectHeader } from "../format/header.ts";
 import { currentKey, type ObjectName, objectKey } from "../format/names.ts";
 import { type Backend, type ByteSource, bytesSource } from "../storage/backend.ts";
@@ -74,7 +74,13 @@ export class Destinations {
     for (const { backend } of this.#all) await backend.put(currentKey(this.#database), bytesSource(bytes), { signal });
   }
 
-  async #put(backend: Backend, key: string, source: ByteSource, object: EncodedObject, signal: AbortSignal): Promise<void> {
+  async #put(
+    backend: Backend,
+    key: string,
+    source: ByteSource,
+    object: EncodedObject,
+    signal: AbortSignal,
+  ): Promise<void> {
     const outcome = await backend.put(key, source, { ifAbsent: true, signal });
     if (outcome === "stored") return;
     // The name is taken: by our own first try, whose answer was lost, or by somebody else.
@@ -106,7 +112,8 @@ function storedSource(backend: Backend, key: string, signal: AbortSignal): ByteS
     replayable: true,
     async *open() {
       const stream = await backend.get(key, { signal });
-      if (stream === null) throw new BakeliteError("replica-missing", "an object vanished while it was copied", { subject: key });
+      if (stream === null)
+        throw new BakeliteError("replica-missing", "an object vanished while it was copied", { subject: key });
       yield* stream;
     },
   };

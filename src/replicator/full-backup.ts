@@ -4,6 +4,7 @@ import { PLAINTEXT_SEAL } from "../format/names.ts";
 import type { WalFollower } from "../sqlite/follow.ts";
 import type { LedgerFile } from "../state/ledger-file.ts";
 import { type EncodedObject, streamEncoded } from "./destinations.ts";
+import { digestOfLedger } from "./digest.ts";
 import { pageRange, readPages } from "./page-batch.ts";
 import type { StoredState } from "./stored-state.ts";
 
@@ -57,10 +58,11 @@ export function fullBackup(inputs: FullBackupInputs): FullBackup {
   const seal = header.keyFingerprint ?? PLAINTEXT_SEAL;
   let settled = 0;
   let sizePages = 0;
-  const pages = () => slices(inputs, (read) => {
-    sizePages = read;
-    settled = lastPageRead();
-  });
+  const pages = () =>
+    slices(inputs, (read) => {
+      sizePages = read;
+      settled = lastPageRead();
+    });
   const finish = async (): Promise<TrailerFields> => {
     await stored(settled);
     return {
@@ -69,7 +71,7 @@ export function fullBackup(inputs: FullBackupInputs): FullBackup {
       sizePages,
       parent: null,
       result: from.lineage,
-      digest: settled === from.index ? from.digest : null,
+      digest: settled === from.index ? digestOf(inputs, sizePages) : null,
       firstCommitMs: from.stampMs,
       lastCommitMs: from.stampMs,
       commits: 0,
@@ -83,6 +85,11 @@ export function fullBackup(inputs: FullBackupInputs): FullBackup {
     object: streamEncoded(name, () => encodeObject({ header, ...encoding }, pages(), finish)),
     settled: () => settled,
   };
+}
+
+/** The digest of state n0, when nothing was captured while it was read: a chain's first one has just learned the hashes. */
+function digestOf({ from, newLedger, follower }: FullBackupInputs, sizePages: number): string | null {
+  return newLedger === null ? from.digest : digestOfLedger(newLedger, sizePages, follower.pageSizeBytes);
 }
 
 async function* slices(inputs: FullBackupInputs, done: (sizePages: number) => void): AsyncGenerator<PageBatch> {

@@ -231,7 +231,9 @@ export class FullBackups {
       signal,
       progress: () => {},
     });
-    log.info("nothing changed since the newest full backup: compared the file with the ledger instead", { differing: found });
+    log.info("nothing changed since the newest full backup: compared the file with the ledger instead", {
+      differing: found,
+    });
     local.tookFullBackup({ ...newest, atMs: clock.nowMs() });
   }
 
@@ -257,7 +259,12 @@ export class FullBackups {
     const { stored } = shipper;
     const header = newHeader("current", stored.index, stored);
     const { chain, index, lineage } = stored;
-    await destinations.storeCurrent(header, encoding, { chain, full, seal, index, lineage, written_ms: clock.nowMs() }, signal);
+    await destinations.storeCurrent(
+      header,
+      encoding,
+      { chain, full, seal, index, lineage, written_ms: clock.nowMs() },
+      signal,
+    );
   }
 }
 

@@ -29,7 +29,11 @@ export class Health {
 
   failed(error: unknown): void {
     const atMs = this.#nowMs();
-    this.#lastError = { atMs, code: error instanceof BakeliteError ? error.code : "internal", message: describeError(error) };
+    this.#lastError = {
+      atMs,
+      code: error instanceof BakeliteError ? error.code : "internal",
+      message: describeError(error),
+    };
     this.#streak ??= { sinceMs: atMs, attempts: 0 };
     this.#streak.attempts++;
     this.#onChange();

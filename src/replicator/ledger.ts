@@ -19,7 +19,12 @@ export interface LedgerAt {
  * full backup on when the file is absent, damaged, or of another chain. Null when the replica cannot give it. The
  * caller closes it.
  */
-export async function openLedgerAt(path: string, replica: Replica, target: StoredState, log: Logger): Promise<LedgerAt | null> {
+export async function openLedgerAt(
+  path: string,
+  replica: Replica,
+  target: StoredState,
+  log: Logger,
+): Promise<LedgerAt | null> {
   const ledger = await LedgerFile.open(path, { create: true });
   try {
     const slot = ledger.slot;
@@ -65,7 +70,12 @@ export async function applyPageLists(ledger: LedgerFile, { reader }: OpenedObjec
   }
 }
 
-async function rebuildLedger(path: string, replica: Replica, target: StoredState, log: Logger): Promise<LedgerAt | null> {
+async function rebuildLedger(
+  path: string,
+  replica: Replica,
+  target: StoredState,
+  log: Logger,
+): Promise<LedgerAt | null> {
   for (const full of replica.catalog.fulls.toReversed()) {
     if (full.first > target.index) continue;
     const opened = await replica.trailers.open(full);

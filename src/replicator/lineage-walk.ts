@@ -44,7 +44,11 @@ export function stateAfter({ reader }: OpenedObject): StoredState {
   };
 }
 
-async function fittingObject(replica: Replica, at: WalkStart, candidates: readonly ReplicaObject[]): Promise<OpenedObject | null> {
+async function fittingObject(
+  replica: Replica,
+  at: WalkStart,
+  candidates: readonly ReplicaObject[],
+): Promise<OpenedObject | null> {
   for (const object of candidates.toSorted((a, b) => b.last - a.last)) {
     const opened = await replica.trailers.open(object);
     if (opened === null) continue;

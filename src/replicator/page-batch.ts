@@ -17,7 +17,11 @@ export function readPages(follower: WalFollower, pages: Uint32Array): PageBatch 
 }
 
 /** `first` to `last`, both included, but those that `skip` names. */
-export function pageRange(first: number, last: number, skip: (pageNumber: number) => boolean = () => false): Uint32Array {
+export function pageRange(
+  first: number,
+  last: number,
+  skip: (pageNumber: number) => boolean = () => false,
+): Uint32Array {
   const pages = new Uint32Array(Math.max(0, last - first + 1));
   let count = 0;
   for (let page = first; page <= last; page++) if (!skip(page)) pages[count++] = page;

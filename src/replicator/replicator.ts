@@ -102,7 +102,10 @@ export class Replicator {
     try {
       const path = await resolveDatabasePath(this.inputs.path);
       this.#lock = await acquireInstanceLock(path, this.inputs.log);
-      await sweepStateDirectory(stateDirectory(path), { olderThanMs: LEFTOVER_AGE_MS, nowMs: this.inputs.clock.nowMs() });
+      await sweepStateDirectory(stateDirectory(path), {
+        olderThanMs: LEFTOVER_AGE_MS,
+        nowMs: this.inputs.clock.nowMs(),
+      });
     } catch (error) {
       if (error instanceof BakeliteError && error.code === "not-found") return;
       throw error;
@@ -118,7 +121,8 @@ export class Replicator {
         failures = 0;
         this.#busySinceMs = null;
         if (end?.kind === "stopped") return this.#stopped(end.unshipped);
-        if (end?.kind === "fault") this.inputs.log.warn("following is interrupted: attaching anew", { reason: end.detail });
+        if (end?.kind === "fault")
+          this.inputs.log.warn("following is interrupted: attaching anew", { reason: end.detail });
       } catch (error) {
         if (stop.aborted) break;
         if (await this.#isPatient(error, stop)) continue;
@@ -158,11 +162,14 @@ export class Replicator {
 
   async #once(stop: AbortSignal): Promise<AttachmentEnd | null> {
     await this.prepare();
-    if (this.#lock === null) return await this.#wait({ kind: "waiting", detail: "the database's directory does not exist yet" }, stop);
+    if (this.#lock === null)
+      return await this.#wait({ kind: "waiting", detail: "the database's directory does not exist yet" }, stop);
     const path = this.#lock.databasePath;
     const found = inspectDatabase(path);
-    if (found.kind === "missing") return await this.#wait({ kind: "waiting", detail: "the database file does not exist yet" }, stop);
-    if (found.kind === "empty") return await this.#wait({ kind: "waiting", detail: "the database file is empty" }, stop);
+    if (found.kind === "missing")
+      return await this.#wait({ kind: "waiting", detail: "the database file does not exist yet" }, stop);
+    if (found.kind === "empty")
+      return await this.#wait({ kind: "waiting", detail: "the database file is empty" }, stop);
     if (found.kind === "not-sqlite") {
       throw new BakeliteError("database-unfit", "the file is not a SQLite database", {
         subject: path,
@@ -210,7 +217,8 @@ export class Replicator {
   }
 
   #stopped(unshipped: number): void {
-    const detail = unshipped === 0 ? null : `${unshipped} committed transaction(s) could not be shipped before the stop`;
+    const detail =
+      unshipped === 0 ? null : `${unshipped} committed transaction(s) could not be shipped before the stop`;
     this.#enter({ kind: "stopped", detail });
   }
 

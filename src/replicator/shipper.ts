@@ -1,5 +1,5 @@
-import { type ObjectName, objectKey } from "../format/names.ts";
 import type { ObjectHeader } from "../format/header.ts";
+import { type ObjectName, objectKey } from "../format/names.ts";
 import type { Replica } from "../replica/replica.ts";
 import type { WalFollower } from "../sqlite/follow.ts";
 import type { LedgerFile } from "../state/ledger-file.ts";
@@ -179,7 +179,11 @@ export class Shipper {
       this.#cursorWrittenMs = nowMs;
       await local.write();
     }
-    if (this.#ledger !== null && this.#ledgerIsBehind() && (always || nowMs - this.#ledgerCommittedMs >= LEDGER_COMMIT_MS)) {
+    if (
+      this.#ledger !== null &&
+      this.#ledgerIsBehind() &&
+      (always || nowMs - this.#ledgerCommittedMs >= LEDGER_COMMIT_MS)
+    ) {
       this.#ledgerCommittedMs = nowMs;
       const state = this.#stored;
       await commitLedger(this.#ledger, state);
@@ -267,7 +271,10 @@ export class Shipper {
     this.#stored = state;
     this.#inputs.local.stored(state);
     if (this.#inFlight === null && !this.#hasPending()) this.lastSyncedMs = this.#inputs.clock.nowMs();
-    const [ready, waiting] = [this.#waiting.filter((w) => w.index <= state.index), this.#waiting.filter((w) => w.index > state.index)];
+    const [ready, waiting] = [
+      this.#waiting.filter((w) => w.index <= state.index),
+      this.#waiting.filter((w) => w.index > state.index),
+    ];
     this.#waiting = waiting;
     for (const { resolve } of ready) resolve();
     this.#inputs.onStored();
@@ -281,7 +288,9 @@ export class Shipper {
     else {
       const replica = await this.#inputs.openReplica(signal);
       const { name } = changeSet.object;
-      const object = replica.catalog.changeSets.find((o) => name.kind === "change-set" && o.first === name.first && o.last === name.last);
+      const object = replica.catalog.changeSets.find(
+        (o) => name.kind === "change-set" && o.first === name.first && o.last === name.last,
+      );
       const opened = object === undefined ? null : await replica.trailers.open(object);
       if (opened === null) {
         throw new BakeliteError("replica-corrupt", "an object that was just stored cannot be read back", {
@@ -317,7 +326,11 @@ export class Shipper {
 
   #hasPending(): boolean {
     const { pending, follower } = this.#inputs;
-    return pending.pageCount > 0 || pending.commits > 0 || (this.#inFlight === null && follower.sizePages !== this.#stored.sizePages);
+    return (
+      pending.pageCount > 0 ||
+      pending.commits > 0 ||
+      (this.#inFlight === null && follower.sizePages !== this.#stored.sizePages)
+    );
   }
 
   #hasWork(): boolean {

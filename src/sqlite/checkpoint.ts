@@ -29,6 +29,12 @@ const ADVANCE_TRIES = 5;
 /** What a checkpoint may make writers wait for readers: at the limit, and at four times the limit and beyond. */
 const DEADLINE_MS = { min: 20, max: 100 } as const;
 const CAPTURE_PATIENCE_MS = 1000;
+/** Writers wait for as long as the follower stands on the write lock, so it has to be closed. */
+const NO_HOLD = {
+  kind: "fault",
+  fault: "wal-chain-broken",
+  detail: "no hold could be begun to take the write lock's place",
+} as const;
 
 /**
  * Brings the WAL to a point where SQLite's writers restart it, without losing a frame: docs/following-the-wal.md,
@@ -69,8 +75,9 @@ export class Checkpointer {
       if (!this.#lockWriters(deadlineMs)) return { outcome: "busy", lockMs: 0, fault: null };
       return this.#withWritersWaiting(deadlineMs);
     } catch (error) {
-      if (isBusy(error)) return { outcome: "busy", lockMs: 0, fault: null };
-      throw error;
+      if (!isBusy(error)) throw error;
+      holds.idle.rollback();
+      return { outcome: "busy", lockMs: 0, fault: null };
     }
   }
 
@@ -105,7 +112,7 @@ export class Checkpointer {
     const { holds } = this.#follower;
     // The standing hold goes only when the rest is known to be little: dropped too early, the hold that takes its place
     // might be a zero hold with frames unread, and the next writer would restart the WAL over them.
-    if (!this.#follower.lessAheadThan(READ_UNDER_LOCK_BYTES)) {
+    if (this.#follower.committedBytesAhead() > READ_UNDER_LOCK_BYTES) {
       holds.idle.rollback();
       return this.#report("behind", lockedAtMs);
     }
@@ -113,7 +120,9 @@ export class Checkpointer {
     const fault = this.#captureRest(lockedAtMs + CAPTURE_PATIENCE_MS);
     if (fault !== null) return { ...this.#report("busy", lockedAtMs), fault };
     const complete = this.#backfill(lockedAtMs + deadlineMs);
-    this.#unlock(lockedAtMs + deadlineMs + CAPTURE_PATIENCE_MS);
+    if (!this.#unlock(lockedAtMs + deadlineMs + CAPTURE_PATIENCE_MS)) {
+      return { ...this.#report("busy", lockedAtMs), fault: NO_HOLD };
+    }
     const report = this.#report(complete ? "complete" : "deadline", lockedAtMs);
     if (!complete) return report;
     this.#follower.everythingIsInFile();
@@ -144,14 +153,18 @@ export class Checkpointer {
     }
   }
 
-  /** Steps 5 and 6: a plain hold takes the write lock's place. All is captured, so any kind of hold will do. */
-  #unlock(untilMs: number): void {
+  /**
+   * Steps 5 and 6: a plain hold takes the write lock's place. All is captured, so any kind of hold will do. False when none
+   * was to be had in time.
+   */
+  #unlock(untilMs: number): boolean {
     for (;;) {
       try {
         this.#follower.holds.unlockWriters();
-        return;
+        return true;
       } catch (error) {
-        if (!isBusy(error) || this.#options.nowMs() >= untilMs) throw error;
+        if (!isBusy(error)) throw error;
+        if (this.#options.nowMs() >= untilMs) return false;
         Bun.sleepSync(1);
       }
     }

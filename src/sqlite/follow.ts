@@ -46,9 +46,7 @@ export type CaptureResult =
   | { readonly kind: "fault"; readonly fault: FollowFault; readonly detail: string };
 
 /** What an attach could prove about the time since the position that it was given. */
-export type Continuity =
-  | { readonly kind: "proven" }
-  | { readonly kind: "unproven"; readonly reason: string };
+export type Continuity = { readonly kind: "proven" } | { readonly kind: "unproven"; readonly reason: string };
 
 export interface FollowerOptions {
   readonly databasePath: string;
@@ -225,20 +223,16 @@ export class WalFollower {
     }
   }
 
-  /** True when fewer than `limitBytes` of frames of the present life stand in the WAL beyond what was read. */
-  lessAheadThan(limitBytes: number): boolean {
+  /**
+   * Bytes of committed frames that stand in the WAL beyond what was read; for a moment when both connections are in
+   * transactions. The frames themselves cannot tell: those of a transaction that was rolled back look the same.
+   */
+  committedBytesAhead(): number {
     const header = this.#wal.readHeader();
-    if (header === null) return true;
-    const first = this.#scan !== null && sameSalt(this.#scan.salt, header.salt) ? this.#scan.frame + 1 : 1;
-    const limit = Math.max(1, Math.ceil(limitBytes / (WAL_FRAME_HEADER_BYTES + this.pageSizeBytes)));
-    let seen = 0;
-    this.#wal.forEachFrame({ start: first, end: first + limit }, this.pageSizeBytes, (_number, view, offset) => {
-      const { salt } = parseFrameHeader(view, offset);
-      if (!sameSalt(salt, header.salt) && !sameSalt(salt, [0, 0])) return false;
-      seen++;
-      return true;
-    });
-    return seen < limit;
+    const { committedFrames } = this.holds.countAside();
+    const read =
+      this.#scan !== null && header !== null && sameSalt(this.#scan.salt, header.salt) ? this.#scan.frame : 0;
+    return Math.max(0, committedFrames - read) * (WAL_FRAME_HEADER_BYTES + this.pageSizeBytes);
   }
 
   /**

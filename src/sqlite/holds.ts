@@ -10,12 +10,14 @@ import { Connection, type WalCounts } from "./control.ts";
  * `NOOP` and `PASSIVE` fail inside a transaction, so they run on the idle connection.
  */
 export class Holds {
+  readonly #databasePath: string;
   #standing: Connection;
   #idle: Connection;
   #mayBeZero = true;
   #needsCapture = true;
 
   constructor(databasePath: string) {
+    this.#databasePath = databasePath;
     this.#standing = new Connection(databasePath);
     try {
       this.#idle = new Connection(databasePath);
@@ -54,6 +56,16 @@ export class Holds {
 
   count(): WalCounts {
     return this.#idle.noop();
+  }
+
+  /** As `count`, when neither connection is idle: on one that lives as long as this call. */
+  countAside(): WalCounts {
+    const aside = new Connection(this.#databasePath);
+    try {
+      return aside.noop();
+    } finally {
+      aside.close();
+    }
   }
 
   /**

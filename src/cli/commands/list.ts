@@ -1,0 +1,313 @@
+import type { DatabaseConfig } from "../../config/types.ts";
+import { PLAINTEXT_SEAL } from "../../format/names.ts";
+import { openConfiguredReplica } from "../../replica/configured.ts";
+import type { ObjectFacts } from "../../replica/facts.ts";
+import type { Replica } from "../../replica/replica.ts";
+import type { RestorePoint } from "../../replica/restore-points.ts";
+import {
+  type AgeSummary,
+  type FullBackupSummary,
+  type ObjectSummary,
+  type ReplicaSummary,
+  summarize,
+  summarizeAges,
+  summarizeFullBackups,
+  summarizeObjects,
+} from "../../replica/summary.ts";
+import { formatByteSize } from "../../util/byte-sizes.ts";
+import { formatDuration } from "../../util/durations.ts";
+import { BakeliteError, describeError } from "../../util/errors.ts";
+import { printable } from "../../util/printable.ts";
+import { Semaphore } from "../../util/semaphore.ts";
+import { formatTable, type TableColumn } from "../../util/table.ts";
+import { formatTimestamp, formatTimestampAndAgo } from "../../util/timestamps.ts";
+import type { Command, CommandContext } from "../command.ts";
+
+export const command: Command = {
+  usage: "[--db <name>] [--verbose] [--json]",
+  description: [
+    "Shows what can be restored: one line for each database; with --db each full backup with its restore points, and how densely they lie by age; with --verbose every stored object besides.",
+    "Reads the destinations only, so it is safe while the daemon is running, and works on another host.",
+  ],
+  options: [],
+  examples: [
+    { comment: "One line for each database", command: "bakelite list" },
+    { comment: "The restore points of one database", command: "bakelite list --db app" },
+    { comment: "And the structure of its backups", command: "bakelite list --db app --verbose" },
+  ],
+  async run(context) {
+    const databases = context.selectDatabases(await context.loadConfig());
+    const [database] = databases;
+    if (context.flags.db !== undefined && database !== undefined) await listDatabase(context, database);
+    else return await listFleet(context, databases);
+    return 0;
+  },
+};
+
+const FLEET_CONCURRENCY = 4;
+const HOUR_MS = 3_600_000;
+const AGES_MS = [HOUR_MS, 24 * HOUR_MS, 7 * 24 * HOUR_MS] as const;
+
+interface FleetRow {
+  readonly database: DatabaseConfig;
+  readonly outcome: { readonly summary: ReplicaSummary; readonly warnings: readonly string[] } | { readonly error: BakeliteError };
+}
+
+/** A database whose replica cannot be read has a row of its own, and makes the command fail. */
+async function listFleet(context: CommandContext, databases: readonly DatabaseConfig[]): Promise<number> {
+  const slots = new Semaphore(FLEET_CONCURRENCY);
+  const rows = await Promise.all(
+    databases.map(async (database): Promise<FleetRow> => {
+      using _slot = await slots.acquire({ signal: context.signal });
+      try {
+        const replica = await openConfiguredReplica(database, { signal: context.signal });
+        return { database, outcome: { summary: await summarize(replica), warnings: replica.warnings } };
+      } catch (error) {
+        if (!(error instanceof BakeliteError) || error.code === "interrupted" || error.code === "internal") throw error;
+        return { database, outcome: { error } };
+      }
+    }),
+  );
+  if (context.flags.json) writeJson(context, { databases: rows.map(fleetDocument) });
+  else writeFleet(context, rows);
+  return rows.some(({ outcome }) => "error" in outcome) ? 1 : 0;
+}
+
+function writeFleet({ stdout, stderr, clock }: CommandContext, rows: readonly FleetRow[]): void {
+  const columns: readonly TableColumn[] = [
+    { title: "DATABASE" },
+    { title: "NEWEST RESTORE POINT" },
+    { title: "OLDEST RESTORE POINT" },
+    { title: "FULL", align: "right" },
+    { title: "CHANGE-SETS", align: "right" },
+    { title: "STORED", align: "right" },
+  ];
+  const nowMs = clock.nowMs();
+  const cells = rows.map(({ database: { name }, outcome }) => {
+    if ("error" in outcome) return [name, "cannot be read (see below)"];
+    const { newest, oldest, fullBackupCount, changeSetCount, storedBytes } = outcome.summary;
+    return [name, showPoint(newest, nowMs), showPoint(oldest, nowMs), `${fullBackupCount}`, `${changeSetCount}`, formatByteSize(storedBytes)];
+  });
+  stdout.write(formatTable(columns, cells));
+  for (const { database, outcome } of rows) {
+    if ("error" in outcome) {
+      stderr.write(`${database.name}: ${printable(describeError(outcome.error))}\n`);
+      if (outcome.error.hint !== undefined) stderr.write(`  hint: ${printable(outcome.error.hint)}\n`);
+    } else for (const warning of outcome.warnings) stderr.write(`${database.name}: ${printable(warning)}\n`);
+  }
+}
+
+function fleetDocument({ database, outcome }: FleetRow): Record<string, unknown> {
+  if ("error" in outcome) return { name: database.name, error: { code: outcome.error.code, message: describeError(outcome.error) } };
+  return { name: database.name, ...summaryDocument(outcome.summary), warnings: outcome.warnings };
+}
+
+interface Details {
+  readonly replica: Replica;
+  readonly summary: ReplicaSummary;
+  readonly fullBackups: readonly FullBackupSummary[];
+  readonly ages: readonly AgeSummary[];
+  /** null without --verbose. */
+  readonly objects: readonly ObjectSummary[] | null;
+}
+
+async function listDatabase(context: CommandContext, database: DatabaseConfig): Promise<void> {
+  const replica = await openConfiguredReplica(database, { signal: context.signal });
+  // All objects first, where they are shown: what is then known makes the rest exact.
+  const objects = context.flags.verbose ? await summarizeObjects(replica) : null;
+  const details: Details = {
+    replica,
+    objects,
+    summary: await summarize(replica),
+    fullBackups: await summarizeFullBackups(replica),
+    ages: await summarizeAges(replica, AGES_MS, context.clock.nowMs()),
+  };
+  if (context.flags.json) writeJson(context, databaseDocument(details));
+  else writeDatabase(context, details);
+}
+
+function writeDatabase({ stdout, stderr, clock }: CommandContext, details: Details): void {
+  const { replica, summary, objects } = details;
+  const nowMs = clock.nowMs();
+  const places = replica.options.backends.map((backend) => backend.location).join(", ");
+  stdout.write(
+    [
+      `${replica.database} at ${printable(places)}`,
+      `  newest restore point  ${showPoint(summary.newest, nowMs)}`,
+      `  oldest restore point  ${showPoint(summary.oldest, nowMs)}`,
+      `  stored                ${summary.fullBackupCount} full backups and ${summary.changeSetCount} change-sets, ${formatByteSize(summary.storedBytes)}`,
+      "",
+    ].join("\n"),
+  );
+  if (details.fullBackups.length > 0) stdout.write(`\n${fullBackupTable(details.fullBackups, nowMs)}`);
+  if (details.ages.length > 0) stdout.write(`\n${ageTable(details.ages)}`);
+  if (objects !== null && objects.length > 0) stdout.write(`\n${objectTable(replica, objects)}`);
+  for (const warning of warningsOf(replica)) stderr.write(`note: ${printable(warning)}\n`);
+}
+
+function fullBackupTable(fullBackups: readonly FullBackupSummary[], nowMs: number): string {
+  const columns: readonly TableColumn[] = [
+    { title: "FULL BACKUP" },
+    { title: "SIZE", align: "right" },
+    { title: "STORED", align: "right" },
+    { title: "RESTORE POINTS", align: "right" },
+    { title: "FROM" },
+    { title: "TO" },
+  ];
+  const rows = fullBackups.map(({ index, copies, stampMs, sizePages, pageSizeBytes, points }) => [
+    `state ${index}${stampMs === null ? "" : `, ${formatTimestamp(stampMs)}`}`,
+    sizePages === null || pageSizeBytes === null ? "" : formatByteSize(sizePages * pageSizeBytes),
+    formatByteSize(copies[0]?.sizeBytes ?? 0),
+    stampMs === null ? "damaged" : `${points?.count ?? 0}`,
+    points === null ? "" : showPoint(points.oldest, nowMs),
+    points === null ? "" : showPoint(points.newest, nowMs),
+  ]);
+  return formatTable(columns, rows);
+}
+
+function ageTable(ages: readonly AgeSummary[]): string {
+  const columns: readonly TableColumn[] = [{ title: "AGE" }, { title: "RESTORE POINTS", align: "right" }, { title: "ONE ABOUT EVERY", align: "right" }];
+  const rows = ages.map((age) => {
+    const spacingMs = spacingOf(age);
+    const label = age.youngerThanMs === null ? "older" : `up to ${formatDuration(age.youngerThanMs)}`;
+    return [label, `${age.count}`, spacingMs === null ? "" : formatDuration(spacingMs)];
+  });
+  return formatTable(columns, rows);
+}
+
+/** The mean distance between neighbours; null for a single restore point, or where the clock stepped back. */
+function spacingOf({ count, oldest, newest }: AgeSummary): number | null {
+  return count < 2 || newest.stampMs < oldest.stampMs ? null : Math.round((newest.stampMs - oldest.stampMs) / (count - 1));
+}
+
+function objectTable(replica: Replica, objects: readonly ObjectSummary[]): string {
+  const columns: readonly TableColumn[] = [
+    { title: "OBJECT" },
+    { title: "LEVEL", align: "right" },
+    { title: "STATES" },
+    { title: "FIRST COMMIT" },
+    { title: "LAST COMMIT" },
+    { title: "PAGES", align: "right" },
+    { title: "RAW", align: "right" },
+    { title: "STORED", align: "right" },
+    { title: "ENCRYPTED" },
+    { title: "NOTE" },
+  ];
+  const rows = objects.map((object) => {
+    const { name, copies, facts } = object;
+    const [copy] = copies;
+    if (copy === undefined) return [];
+    return [
+      name,
+      copy.kind === "full" ? "" : `${copy.level}`,
+      copy.first === copy.last ? `${copy.first}` : `${copy.first}-${copy.last}`,
+      facts === null ? "" : formatTimestamp(facts.firstCommitMs),
+      facts === null ? "" : formatTimestamp(facts.lastCommitMs),
+      facts === null ? "" : `${facts.pageCount}`,
+      rawSize(facts),
+      formatByteSize(copy.sizeBytes),
+      copy.seal === PLAINTEXT_SEAL ? "no" : `key ${copy.seal}`,
+      objectNotes(replica, object).join("; "),
+    ];
+  });
+  return formatTable(columns, rows);
+}
+
+function rawSize(facts: ObjectFacts | null): string {
+  return facts === null || facts.pageSizeBytes === null ? "" : formatByteSize(facts.pageCount * facts.pageSizeBytes);
+}
+
+/** What tells an object's copies from each other, and what is wrong with them. */
+function objectNotes(replica: Replica, { copies }: ObjectSummary): readonly string[] {
+  const notes: string[] = [];
+  for (const [destination, backend] of replica.options.backends.entries()) {
+    if (replica.trailers.failedDestinations.has(destination)) continue;
+    const copy = copies.find((object) => object.destination === destination);
+    if (copy === undefined) notes.push(`not at ${backend.location}`);
+    else if (copy.sizeBytes !== copies[0]?.sizeBytes) notes.push(`${formatByteSize(copy.sizeBytes)} at ${backend.location}`);
+  }
+  for (const copy of copies) {
+    const failure = replica.trailers.failureOf(copy);
+    if (failure !== undefined) notes.push(copies.length === 1 ? failure.error.message : `at ${replica.locationOf(copy.destination)}: ${failure.error.message}`);
+    else if (!replica.trailers.canUnseal(copy)) notes.push("cannot be read with the configured key");
+  }
+  return notes;
+}
+
+function warningsOf(replica: Replica): readonly string[] {
+  const { anomalies, anomalyCount } = replica.catalog;
+  const [first] = anomalies.filter(({ kind }) => kind === "foreign-name");
+  const foreign = first === undefined ? [] : [`${anomalyCount} names in the folder are odd or none of bakelite's, such as ${replica.locationOf(first.destination)}/${first.key}`];
+  return [...replica.warnings, ...foreign];
+}
+
+function databaseDocument({ replica, summary, fullBackups, ages, objects }: Details): Record<string, unknown> {
+  return {
+    name: replica.database,
+    destinations: replica.options.backends.map((backend) => backend.location),
+    ...summaryDocument(summary),
+    full_backup_list: fullBackups.map(({ index, copies, stampMs, sizePages, pageSizeBytes, points }) => ({
+      index,
+      time: stampMs === null ? null : formatTimestamp(stampMs),
+      size_bytes: sizePages === null || pageSizeBytes === null ? null : sizePages * pageSizeBytes,
+      stored_bytes: copies[0]?.sizeBytes ?? 0,
+      seal: copies[0]?.seal ?? PLAINTEXT_SEAL,
+      destinations: copies.map((copy) => replica.locationOf(copy.destination)),
+      restore_points: points === null ? 0 : points.count,
+      oldest_restore_point: points === null ? null : pointDocument(points.oldest),
+      newest_restore_point: points === null ? null : pointDocument(points.newest),
+    })),
+    restore_points_by_age: ages.map((age) => ({
+      younger_than_ms: age.youngerThanMs,
+      restore_points: age.count,
+      mean_spacing_ms: spacingOf(age),
+      oldest: pointDocument(age.oldest),
+      newest: pointDocument(age.newest),
+    })),
+    ...(objects === null ? {} : { objects: objects.map((object) => objectDocument(replica, object)) }),
+    warnings: warningsOf(replica),
+  };
+}
+
+function objectDocument(replica: Replica, object: ObjectSummary): Record<string, unknown> {
+  const { name, copies, facts } = object;
+  const [copy] = copies;
+  return {
+    name,
+    kind: copy?.kind,
+    level: copy?.level,
+    first: copy?.first,
+    last: copy?.last,
+    first_commit: facts === null ? null : formatTimestamp(facts.firstCommitMs),
+    last_commit: facts === null ? null : formatTimestamp(facts.lastCommitMs),
+    pages: facts?.pageCount ?? null,
+    raw_bytes: facts === null || facts.pageSizeBytes === null ? null : facts.pageCount * facts.pageSizeBytes,
+    settled: facts?.settled ?? null,
+    encrypted: copy?.seal !== PLAINTEXT_SEAL,
+    seal: copy?.seal,
+    copies: copies.map((each) => ({ destination: replica.locationOf(each.destination), stored_bytes: each.sizeBytes, modified: formatTimestamp(each.modifiedMs) })),
+    notes: objectNotes(replica, object),
+  };
+}
+
+function summaryDocument({ newest, oldest, fullBackupCount, changeSetCount, storedBytes }: ReplicaSummary): Record<string, unknown> {
+  return {
+    newest_restore_point: newest === null ? null : pointDocument(newest),
+    oldest_restore_point: oldest === null ? null : pointDocument(oldest),
+    full_backups: fullBackupCount,
+    change_sets: changeSetCount,
+    stored_bytes: storedBytes,
+  };
+}
+
+function pointDocument({ index, stampMs }: RestorePoint): Record<string, unknown> {
+  return { index, time: formatTimestamp(stampMs) };
+}
+
+function showPoint(point: RestorePoint | null, nowMs: number): string {
+  return point === null ? "none" : formatTimestampAndAgo(point.stampMs, nowMs);
+}
+
+function writeJson({ stdout }: CommandContext, document: unknown): void {
+  stdout.write(`${JSON.stringify(document, null, 2)}\n`);
+}

@@ -1,0 +1,179 @@
+import { HIGHEST_LEVEL, type ObjectName, currentKey, manifestKey, objectKey, parseName } from "../format/names.ts";
+import type { StoredObject } from "../storage/backend.ts";
+
+/** One stored copy of a full backup or change-set, as a listing shows it. */
+export interface ReplicaObject {
+  readonly kind: "full" | "change-set";
+  /** 0 for a full backup. */
+  readonly level: number;
+  /** A full backup's `first` and `last` are both its n0. */
+  readonly first: number;
+  readonly last: number;
+  readonly seal: string;
+  /** Position of the destination in the list that was given, from 0. */
+  readonly destination: number;
+  readonly sizeBytes: number;
+  /** By the destination's clock. */
+  readonly modifiedMs: number;
+}
+
+export type AnomalyKind =
+  | "foreign-name" // not a name that bakelite gives
+  | "two-seals" // the same state change under two seals, as a reencrypt that was cut short leaves it
+  | "sizes-differ"; // two destinations hold objects of one name and different sizes
+
+/** Something odd that names and sizes alone show. `key` is below the destination's prefix. */
+export interface Anomaly {
+  readonly kind: AnomalyKind;
+  readonly key: string;
+  readonly destination: number;
+}
+
+/** Everything stored for one database at one or more destinations, by name only: no object was read. */
+export interface Catalog {
+  readonly database: string;
+  /** Ascending by index, then destination. */
+  readonly fulls: readonly ReplicaObject[];
+  /** By level, from 0 to 9; in a level ascending by first, last, then destination. */
+  readonly levels: readonly (readonly ReplicaObject[])[];
+  /** Those of all levels, ascending by first. */
+  readonly changeSets: readonly ReplicaObject[];
+  /** Of each object that has some: the objects at the same destination that differ from it in the seal only. */
+  readonly twins: ReadonlyMap<ReplicaObject, readonly ReplicaObject[]>;
+  /** By destination. */
+  readonly current: readonly (StoredObject | null)[];
+  readonly manifest: readonly (StoredObject | null)[];
+  /** The first of them, at most 100; `anomalyCount` says how many there were. */
+  readonly anomalies: readonly Anomaly[];
+  readonly anomalyCount: number;
+}
+
+const MAX_ANOMALIES = 100;
+
+/** The object's name, from which `objectKey` makes its key. */
+export function nameOf(object: ReplicaObject): ObjectName {
+  if (object.kind === "full") return { kind: "full", index: object.first, seal: object.seal };
+  return { kind: "change-set", level: object.level, first: object.first, last: object.last, seal: object.seal };
+}
+
+/** The object's key below its destination's prefix. */
+export function keyOf(database: string, object: ReplicaObject): string {
+  return objectKey(database, nameOf(object));
+}
+
+/** Whether nothing with a name of ours is stored, `CURRENT` and `manifest` aside. */
+export function isEmpty(catalog: Catalog): boolean {
+  return catalog.fulls.length === 0 && catalog.changeSets.length === 0;
+}
+
+/** Takes listings object by object, in any order, so that no list of all keys stands in memory besides the catalog. */
+export class CatalogBuilder {
+  readonly #database: string;
+  #objects: ReplicaObject[] = [];
+  readonly #current: (StoredObject | null)[];
+  readonly #manifest: (StoredObject | null)[];
+  readonly #twins = new Map<ReplicaObject, ReplicaObject[]>();
+  readonly #anomalies: Anomaly[] = [];
+  /** One string for each seal rather than one for each object. */
+  readonly #seals = new Map<string, string>();
+  #anomalyCount = 0;
+
+  constructor(database: string, destinationCount = 1) {
+    this.#database = database;
+    this.#current = Array.from({ length: destinationCount }, () => null);
+    this.#manifest = Array.from({ length: destinationCount }, () => null);
+  }
+
+  add(destination: number, stored: StoredObject): void {
+    const folder = `${this.#database}/`;
+    if (stored.key === currentKey(this.#database)) this.#current[destination] = stored;
+    else if (stored.key === manifestKey(this.#database)) this.#manifest[destination] = stored;
+    else {
+      const name = stored.key.startsWith(folder) ? parseName(stored.key.slice(folder.length)) : null;
+      if (name === null) this.#addAnomaly({ kind: "foreign-name", key: stored.key, destination });
+      else this.#objects.push(this.#objectOf(name, destination, stored));
+    }
+  }
+
+  /** Forgets what was added of a destination whose listing failed half-way. */
+  drop(destination: number): void {
+    const kept = this.#objects.filter((object) => object.destination !== destination);
+    this.#objects = kept;
+    this.#current[destination] = null;
+    this.#manifest[destination] = null;
+  }
+
+  build(): Catalog {
+    const objects = this.#objects.sort(compareObjects);
+    const fulls: ReplicaObject[] = [];
+    const levels: ReplicaObject[][] = Array.from({ length: HIGHEST_LEVEL + 1 }, () => []);
+    let alike: ReplicaObject[] = [];
+    for (const object of objects) {
+      if (object.kind === "full") fulls.push(object);
+      else levels[object.level]?.push(object);
+      if (alike[0] !== undefined && !sameStates(alike[0], object)) alike = [];
+      for (const other of alike) this.#compare(other, object);
+      alike.push(object);
+    }
+    return {
+      database: this.#database,
+      fulls,
+      levels,
+      changeSets: levels.flat().sort((a, b) => a.first - b.first),
+      twins: this.#twins,
+      current: this.#current,
+      manifest: this.#manifest,
+      anomalies: this.#anomalies,
+      anomalyCount: this.#anomalyCount,
+    };
+  }
+
+  #objectOf(name: ObjectName, destination: number, stored: StoredObject): ReplicaObject {
+    let seal = this.#seals.get(name.seal);
+    if (seal === undefined) {
+      seal = name.seal;
+      this.#seals.set(seal, seal);
+    }
+    const full = name.kind === "full";
+    return {
+      kind: name.kind,
+      level: full ? 0 : name.level,
+      first: full ? name.index : name.first,
+      last: full ? name.index : name.last,
+      seal,
+      destination,
+      sizeBytes: stored.sizeBytes,
+      modifiedMs: stored.modifiedMs,
+    };
+  }
+
+  #compare(a: ReplicaObject, b: ReplicaObject): void {
+    const place = { key: keyOf(this.#database, b), destination: b.destination };
+    if (a.destination === b.destination) {
+      this.#addAnomaly({ kind: "two-seals", ...place });
+      this.#twins.set(a, [...(this.#twins.get(a) ?? []), b]);
+      this.#twins.set(b, [...(this.#twins.get(b) ?? []), a]);
+    } else if (a.seal === b.seal && a.sizeBytes !== b.sizeBytes) {
+      this.#addAnomaly({ kind: "sizes-differ", ...place });
+    }
+  }
+
+  #addAnomaly(anomaly: Anomaly): void {
+    this.#anomalyCount++;
+    if (this.#anomalies.length < MAX_ANOMALIES) this.#anomalies.push(anomaly);
+  }
+}
+
+/** Whether the two names differ in nothing but the seal. */
+function sameStates(a: ReplicaObject, b: ReplicaObject): boolean {
+  return a.kind === b.kind && a.level === b.level && a.first === b.first && a.last === b.last;
+}
+
+function compareObjects(a: ReplicaObject, b: ReplicaObject): number {
+  if (a.kind !== b.kind) return a.kind === "full" ? -1 : 1;
+  if (a.level !== b.level) return a.level - b.level;
+  if (a.first !== b.first) return a.first - b.first;
+  if (a.last !== b.last) return a.last - b.last;
+  if (a.seal !== b.seal) return a.seal < b.seal ? -1 : 1;
+  return a.destination - b.destination;
+}

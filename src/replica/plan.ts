@@ -1,0 +1,171 @@
+import { BakeliteError } from "../util/errors.ts";
+import type { ReplicaObject } from "./catalog.ts";
+import type { StatePath } from "./paths.ts";
+import type { Replica } from "./replica.ts";
+import { newestPath, nextRestorePoint, oldestPath, pathAtTime, pathToIndex, type RestorePoint, restorePointOf } from "./restore-points.ts";
+
+export type RestoreTarget =
+  | { readonly kind: "latest" }
+  | { readonly kind: "index"; readonly index: number }
+  /** The newest restore point at or before a moment. */
+  | { readonly kind: "time"; readonly timeMs: number };
+
+/** Which objects make up one restore point. All of them have been found to fit together; their pages are yet unread. */
+export interface RestorePlan {
+  readonly index: number;
+  readonly stampMs: number;
+  /** 64 hex digits. */
+  readonly lineage: string;
+  readonly full: ReplicaObject;
+  /** Ascending; empty when the full backup alone is the state. */
+  readonly changeSets: readonly ReplicaObject[];
+  readonly sizePages: number;
+  readonly pageSizeBytes: number;
+  /** The state digest as recorded, 32 hex digits, or null. */
+  readonly digest: string | null;
+  /** The stored size of all objects: at most this much has to be fetched. */
+  readonly bytesToFetch: number;
+}
+
+/** A plan and what a person should know of it. */
+export interface ExplainedPlan extends RestorePlan {
+  readonly next: RestorePoint | null;
+  /** Sentences: what was walked around, what is stored and cannot be restored. */
+  readonly notes: readonly string[];
+}
+
+/**
+ * Decides which objects restore `target`, reading headers and trailers only. Throws `replica-missing` when nothing is stored or
+ * the target lies before the first restore point (which is named), `key-wrong` or `replica-corrupt` when objects that would
+ * lead there cannot be read.
+ */
+export async function planRestore(replica: Replica, target: RestoreTarget): Promise<ExplainedPlan> {
+  const plan = await planPath(replica, () => findPath(replica, target));
+  if (plan === null) throw await explainFailure(replica, target);
+  const next = await nextRestorePoint(replica, plan.index);
+  return { ...plan, next, notes: [...replica.warnings, ...(await notesOn(replica, plan, target))] };
+}
+
+/** As `planRestore` for one index, without explanations; null when it is not a restore point (any longer). */
+export async function planForIndex(replica: Replica, index: number): Promise<RestorePlan | null> {
+  return planPath(replica, () => pathToIndex(replica, index, "whole"));
+}
+
+/** The plan for the path that `find` gives, found anew when its last object, which says what the state is, cannot be opened. */
+async function planPath(replica: Replica, find: () => Promise<StatePath | null>): Promise<RestorePlan | null> {
+  for (;;) {
+    const path = await find();
+    if (path === null) return null;
+    const opened = await replica.trailers.open(path.changeSets.at(-1) ?? path.full);
+    if (opened === null) continue;
+    const { header, trailer } = opened.reader;
+    return {
+      index: path.index,
+      stampMs: trailer.lastCommitMs,
+      lineage: trailer.result,
+      full: path.full,
+      changeSets: path.changeSets,
+      sizePages: trailer.sizePages,
+      pageSizeBytes: header.pageSizeBytes,
+      digest: trailer.digest,
+      bytesToFetch: path.changeSets.reduce((sum, object) => sum + object.sizeBytes, path.full.sizeBytes),
+    };
+  }
+}
+
+function findPath(replica: Replica, target: RestoreTarget): Promise<StatePath | null> {
+  switch (target.kind) {
+    case "latest":
+      return newestPath(replica, "whole");
+    case "index":
+      return pathToIndex(replica, target.index, "whole");
+    case "time":
+      return pathAtTime(replica, target.timeMs, "whole");
+  }
+}
+
+async function notesOn(replica: Replica, plan: RestorePlan, target: RestoreTarget): Promise<readonly string[]> {
+  const notes: string[] = [];
+  for (const { object, error } of replica.trailers.problems) {
+    const passedBy = object.last > plan.full.last && object.first <= plan.index;
+    if (!passedBy) continue;
+    const consequence = object.kind === "full" ? `; restoring from the older full backup ${plan.full.last} and ${plan.changeSets.length} change-sets` : "";
+    notes.push(`walked around ${replica.describe(object)}: ${error.message}${consequence}`);
+  }
+  if (target.kind !== "latest") return notes;
+  const beyond = await newestBeyond(replica, plan);
+  if (beyond !== null) notes.push(beyond);
+  const { current } = replica;
+  if (beyond === null && current !== null && current.index > (replica.graph.newestIndex ?? 0))
+    notes.push(`CURRENT knew of state ${current.index}, which is newer than all that is stored: backups have been lost or deleted`);
+  return notes;
+}
+
+/** What is stored after the newest restore point and leads nowhere, or null. */
+async function newestBeyond(replica: Replica, plan: RestorePlan): Promise<string | null> {
+  const newest = replica.graph.unreached.findLast((object) => object.first > plan.index);
+  if (newest === undefined) return null;
+  await replica.trailers.load([newest, plan.full]);
+  const [chain, ours] = [newest, plan.full].map((object) => chainOf(replica, object));
+  if (chain !== null && ours !== null && chain !== ours)
+    return `this is the newest restorable state: a new chain has begun after it, and its first full backup is not stored yet`;
+  return `change-sets up to state ${newest.last} are stored, but the way from state ${plan.index} to them is missing or damaged`;
+}
+
+function chainOf(replica: Replica, object: ReplicaObject): string | null {
+  const known = replica.trailers.knowledge(object);
+  return typeof known === "object" ? known.chain : null;
+}
+
+/** Why there is no plan. */
+async function explainFailure(replica: Replica, target: RestoreTarget): Promise<BakeliteError> {
+  const { database, catalog, trailers } = replica;
+  const location = replica.options.backends.map((backend) => `${backend.location}/${database}`).join(", ");
+  if (replica.isMissing())
+    return new BakeliteError("replica-missing", `nothing is stored for database \`${database}\``, {
+      subject: location,
+      hint: "check the backend in the config; `bakelite status` says whether the daemon has stored anything yet",
+    });
+
+  const first = await oldestPath(replica, "ends");
+  const firstPoint = first === null ? null : await restorePointOf(replica, first.index);
+  if (firstPoint !== null) return tooEarly(target, firstPoint);
+
+  const sealed = [...catalog.fulls, ...catalog.changeSets].find((object) => !trailers.canUnseal(object));
+  if (sealed !== undefined && [...catalog.fulls].every((object) => !trailers.canUnseal(object))) return sealProblem(replica, sealed);
+  const problem = trailers.problems.find(({ object }) => object.kind === "full") ?? trailers.problems[0];
+  if (problem !== undefined)
+    return new BakeliteError("replica-corrupt", "cannot restore: no sound full backup leads to any state", {
+      subject: replica.describe(problem.object),
+      hint: "run `bakelite verify` for all that is damaged, and `bakelite repair` if another destination is configured",
+      cause: problem.error,
+    });
+  for (const error of trailers.failedDestinations.values()) return error;
+  const what = catalog.fulls.length === 0 ? "no full backup is stored yet" : "no full backup has reached a restorable state yet";
+  return new BakeliteError("replica-corrupt", `cannot restore: ${what}`, {
+    subject: location,
+    hint: "if the daemon is still writing the first full backup (`bakelite status`), wait for it; else run `bakelite verify`",
+  });
+}
+
+function tooEarly(target: RestoreTarget, first: RestorePoint): BakeliteError {
+  const firstText = `${new Date(first.stampMs).toISOString()} (state ${first.index})`;
+  const message =
+    target.kind === "time"
+      ? `cannot restore ${new Date(target.timeMs).toISOString()}: the first restore point is ${firstText}`
+      : `cannot restore state ${target.kind === "index" ? target.index : ""}: it is not a restore point; the first one is ${firstText}`;
+  return new BakeliteError("replica-missing", message, { hint: "choose a later --timestamp; `bakelite list` shows what can be restored" });
+}
+
+function sealProblem(replica: Replica, object: ReplicaObject): BakeliteError {
+  const subject = replica.describe(object);
+  if (object.seal === "p")
+    return new BakeliteError("key-wrong", "cannot restore: the replica is not encrypted, but the config names a key", {
+      subject,
+      hint: "set accept_plaintext = true under [database.encryption] if that is right, or run `bakelite reencrypt`",
+    });
+  return new BakeliteError("key-wrong", `cannot restore: the replica is encrypted with key ${object.seal}, which is not configured`, {
+    subject,
+    hint: "set key_file under [database.encryption] to the key that this replica was written with",
+  });
+}
