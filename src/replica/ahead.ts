@@ -26,7 +26,8 @@ export async function* mapAhead<Item, Result>(
     try {
       for await (const item of items) {
         const itemWeight = weight(item);
-        while (used > 0 && used + itemWeight > budget && !ended) await new Promise<void>((resolve) => (wakeProducer = resolve));
+        while (used > 0 && used + itemWeight > budget && !ended)
+          await new Promise<void>((resolve) => (wakeProducer = resolve));
         if (ended) return;
         const result = work(item);
         result.catch(() => {}); // Thrown to the reader when its turn comes, or to nobody when the reader has left.

@@ -1,4 +1,4 @@
-import { HIGHEST_LEVEL, type ObjectName, currentKey, manifestKey, objectKey, parseName } from "../format/names.ts";
+import { currentKey, HIGHEST_LEVEL, manifestKey, type ObjectName, objectKey, parseName } from "../format/names.ts";
 import type { StoredObject } from "../storage/backend.ts";
 
 /** One stored copy of a full backup or change-set, as a listing shows it. */

@@ -13,9 +13,15 @@ export interface ConfiguredReplicaOptions {
  * Opens what is stored for a configured database, read with the configured key: at its lock-step destinations in the order of the
  * config, then at its mirrors. Throws what `loadKeys` and `Replica.open` throw.
  */
-export async function openConfiguredReplica(database: DatabaseConfig, options: ConfiguredReplicaOptions = {}): Promise<Replica> {
+export async function openConfiguredReplica(
+  database: DatabaseConfig,
+  options: ConfiguredReplicaOptions = {},
+): Promise<Replica> {
   const { sealKey, ring, acceptPlaintext } = await loadKeys(database.encryption);
-  const ordered = [...database.backends.filter((backend) => !backend.async), ...database.backends.filter((backend) => backend.async)];
+  const ordered = [
+    ...database.backends.filter((backend) => !backend.async),
+    ...database.backends.filter((backend) => backend.async),
+  ];
   const used = options.firstOnly === true ? ordered.slice(0, 1) : ordered;
   return Replica.open({
     database: database.name,

@@ -23,11 +23,23 @@ export interface ManifestEntry {
   readonly facts: ObjectFacts;
 }
 
-const currentShape = z.object({ chain: hex(32), full: count.min(1), seal: z.string(), index: count, lineage: hex(64), written_ms: count });
+const currentShape = z.object({
+  chain: hex(32),
+  full: count.min(1),
+  seal: z.string(),
+  index: count,
+  lineage: hex(64),
+  written_ms: count,
+});
 
 const manifestShape = z.object({ objects: z.array(z.unknown()) });
 
-const manifestEntryShape = partialTrailerShape.extend({ name: z.string(), size: count, chain: hex(32).optional(), page_size: count.optional() });
+const manifestEntryShape = partialTrailerShape.extend({
+  name: z.string(),
+  size: count,
+  chain: hex(32).optional(),
+  page_size: count.optional(),
+});
 
 /** Reads the fields of `CURRENT`. Throws `replica-corrupt` when they are malformed. */
 export function parseCurrent(fields: Record<string, unknown>, subject: string): CurrentHint {
@@ -50,7 +62,13 @@ export function* parseManifest(fields: Record<string, unknown>, subject: string)
 function completeFacts(told: Omit<z.output<typeof manifestEntryShape>, "name" | "size">): ObjectFacts | null {
   const { parent, result, settled, size_pages, first_commit_ms, last_commit_ms, page_count } = told;
   if (parent === undefined || result === undefined || settled === undefined || size_pages === undefined) return null;
-  if (first_commit_ms === undefined || last_commit_ms === undefined || page_count === undefined || told.reason === undefined) return null;
+  if (
+    first_commit_ms === undefined ||
+    last_commit_ms === undefined ||
+    page_count === undefined ||
+    told.reason === undefined
+  )
+    return null;
   return {
     chain: told.chain ?? null,
     pageSizeBytes: told.page_size ?? null,

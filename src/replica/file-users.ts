@@ -76,9 +76,14 @@ async function findLock(identities: readonly Identity[]): Promise<FileUser | nul
   const locks = (await readLockTable()) ?? [];
   for (const { path, dev, ino } of identities) {
     const { major, minor } = splitDevice(dev);
-    const lock = locks.find(({ pid, deviceMajor, deviceMinor, inode }) => pid !== process.pid && deviceMajor === major && deviceMinor === minor && inode === ino);
+    const lock = locks.find(
+      ({ pid, deviceMajor, deviceMinor, inode }) =>
+        pid !== process.pid && deviceMajor === major && deviceMinor === minor && inode === ino,
+    );
     if (lock === undefined) continue;
-    return lock.pid > 0 ? { pid: lock.pid, program: await programOf(lock.pid), path } : { pid: null, program: null, path };
+    return lock.pid > 0
+      ? { pid: lock.pid, program: await programOf(lock.pid), path }
+      : { pid: null, program: null, path };
   }
   return null;
 }
@@ -96,6 +101,9 @@ async function askLsof(paths: readonly string[]): Promise<FileUser | null> {
   const path = paths[0];
   if (lsof === null || path === undefined) return null;
   const output = await Bun.$`${lsof} -t -- ${paths}`.nothrow().quiet().text();
-  const pids = output.split("\n").map(Number).filter((pid) => pid > 0 && pid !== process.pid);
+  const pids = output
+    .split("\n")
+    .map(Number)
+    .filter((pid) => pid > 0 && pid !== process.pid);
   return pids[0] === undefined ? null : { pid: pids[0], program: null, path };
 }

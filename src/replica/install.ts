@@ -21,15 +21,25 @@ const NO_HARD_LINKS = new Set(["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLI
 export async function assertReplaceable(targetPath: string, overwrite: boolean): Promise<void> {
   const found = await lstat(targetPath).catch(nullWhenMissing);
   if (found !== null && !found.isFile())
-    throw new BakeliteError("output-exists", "cannot restore there: it is not a file", { subject: targetPath, hint: "choose another --output" });
+    throw new BakeliteError("output-exists", "cannot restore there: it is not a file", {
+      subject: targetPath,
+      hint: "choose another --output",
+    });
   if (found !== null && !overwrite) throw outputExists(targetPath);
   const user = await findFileUser(["", WAL, SHARED_MEMORY, JOURNAL].map((suffix) => targetPath + suffix));
   if (user === null) return;
-  const who = user.pid === null ? "a process in another container" : `process ${user.pid}${user.program === null ? "" : ` (${user.program})`}`;
-  throw new BakeliteError("database-busy", `cannot replace the database: ${who} has ${user.path === targetPath ? "it" : user.path} open`, {
-    subject: targetPath,
-    hint: "stop that process, or restore to another --output",
-  });
+  const who =
+    user.pid === null
+      ? "a process in another container"
+      : `process ${user.pid}${user.program === null ? "" : ` (${user.program})`}`;
+  throw new BakeliteError(
+    "database-busy",
+    `cannot replace the database: ${who} has ${user.path === targetPath ? "it" : user.path} open`,
+    {
+      subject: targetPath,
+      hint: "stop that process, or restore to another --output",
+    },
+  );
 }
 
 /**
@@ -101,11 +111,15 @@ async function replaceWithReplay(stagedPath: string, targetPath: string): Promis
     await rename(stagedPath, targetPath);
     await syncDirectory(directory);
   } catch (error) {
-    throw new BakeliteError("io", "cannot move the restored database into place; the former one is whole under another name", {
-      subject: asidePath,
-      hint: `rename it and its ${WAL} back, or restore again`,
-      cause: error,
-    });
+    throw new BakeliteError(
+      "io",
+      "cannot move the restored database into place; the former one is whole under another name",
+      {
+        subject: asidePath,
+        hint: `rename it and its ${WAL} back, or restore again`,
+        cause: error,
+      },
+    );
   }
   // The database's name first: a leftover -wal by itself is nothing.
   for (const suffix of whole.toReversed()) await unlinkIfThere(asidePath + suffix);

@@ -75,11 +75,15 @@ export async function layPages(replica: Replica, plan: RestorePlan, options: Lay
 async function replan(replica: Replica, failed: RestorePlan, cause: BakeliteError): Promise<RestorePlan> {
   const plan = await planForIndex(replica, failed.index);
   if (plan !== null && plan.lineage === failed.lineage) return plan;
-  throw new BakeliteError("replica-corrupt", `cannot restore state ${failed.index}: an object that it needs is damaged or missing`, {
-    ...(cause.subject === undefined ? {} : { subject: cause.subject }),
-    hint: "restore an earlier --timestamp; `bakelite verify` shows what is damaged, `bakelite repair` heals from another destination",
-    cause,
-  });
+  throw new BakeliteError(
+    "replica-corrupt",
+    `cannot restore state ${failed.index}: an object that it needs is damaged or missing`,
+    {
+      ...(cause.subject === undefined ? {} : { subject: cause.subject }),
+      hint: "restore an earlier --timestamp; `bakelite verify` shows what is damaged, `bakelite repair` heals from another destination",
+      cause,
+    },
+  );
 }
 
 /** An object that the plan counted on cannot be used as it was planned. */
@@ -117,12 +121,13 @@ class Laying {
   readonly #options: LayOptions;
   readonly #pageSizeBytes: number;
   readonly #tally: PageTally;
-  #fetchedBytes = 0;
+  readonly #fetchedBefore: number;
   #uncollectedBytes = 0;
 
   constructor(replica: Replica, plan: RestorePlan, options: LayOptions) {
     this.#replica = replica;
     this.#options = options;
+    this.#fetchedBefore = replica.trailers.fetchedBytes;
     this.#pageSizeBytes = plan.pageSizeBytes;
     this.#tally = new PageTally(plan.sizePages, plan.pageSizeBytes);
   }
@@ -149,9 +154,15 @@ class Laying {
   finish(plan: RestorePlan): LaidState {
     const { digest } = this.#tally;
     const lacking = this.#tally.firstLacking();
-    if (lacking !== null) throw this.#damaged(plan, `page ${lacking} of ${plan.sizePages} is in none of the objects that lead there`);
-    if (plan.digest !== null && plan.digest !== digest) throw this.#damaged(plan, `its pages have digest ${digest}, and ${plan.digest} was recorded`);
+    if (lacking !== null)
+      throw this.#damaged(plan, `page ${lacking} of ${plan.sizePages} is in none of the objects that lead there`);
+    if (plan.digest !== null && plan.digest !== digest)
+      throw this.#damaged(plan, `its pages have digest ${digest}, and ${plan.digest} was recorded`);
     return { plan, digest, fetchedBytes: this.#fetchedBytes };
+  }
+
+  get #fetchedBytes(): number {
+    return this.#replica.trailers.fetchedBytes - this.#fetchedBefore;
   }
 
   #damaged(plan: RestorePlan, problem: string): BakeliteError {
@@ -174,10 +185,10 @@ class Laying {
       let start = 0;
       for (const [number, ref] of trailer.indexChunks.entries()) {
         const end = ref.offset + ref.storedBytes;
-        if (this.#tally.lackingWithin(ref.firstPage, Math.min(ref.lastPage, limitPages)) > 0) yield { opened, number, limitPages, start, end };
+        if (this.#tally.lackingWithin(ref.firstPage, Math.min(ref.lastPage, limitPages)) > 0)
+          yield { opened, number, limitPages, start, end };
         start = end;
       }
-      this.#fetchedBytes += opened.source.fetchedBytes;
       if (this.#tally.isComplete) return;
     }
   }
@@ -228,7 +239,11 @@ class Laying {
       this.#uncollectedBytes = 0;
     }
     const { count, expectedCount } = this.#tally;
-    this.#options.onProgress?.({ pagesDone: count, pagesTotal: expectedCount, fetchedBytes: this.#fetchedBytes + opened.source.fetchedBytes });
+    this.#options.onProgress?.({
+      pagesDone: count,
+      pagesTotal: expectedCount,
+      fetchedBytes: this.#fetchedBytes,
+    });
   }
 
   /** Whether the chunk has a page that is lacking. */
@@ -249,9 +264,13 @@ class Laying {
     const hashes = index.hashes.subarray(chunk.firstEntry * PAGE_HASH_BYTES, end * PAGE_HASH_BYTES);
     const mismatch = checkPageHashes(pageNumbers, images, hashes, this.#pageSizeBytes);
     if (mismatch < 0) return images;
-    throw new BakeliteError("replica-corrupt", `stored object is damaged: page ${pageNumbers[mismatch]} does not match its hash`, {
-      subject: this.#replica.describe(opened.object),
-    });
+    throw new BakeliteError(
+      "replica-corrupt",
+      `stored object is damaged: page ${pageNumbers[mismatch]} does not match its hash`,
+      {
+        subject: this.#replica.describe(opened.object),
+      },
+    );
   }
 
   /** Takes the chunk's wanted pages, and hands on each run of neighbours as one. */
@@ -264,11 +283,18 @@ class Laying {
         continue;
       }
       const runStart = i;
-      for (let page: number | undefined = firstPage; page === firstPage + (i - runStart) && this.#isWanted(page, limitPages); page = pageNumberAt(i)) {
+      for (
+        let page: number | undefined = firstPage;
+        page === firstPage + (i - runStart) && this.#isWanted(page, limitPages);
+        page = pageNumberAt(i)
+      ) {
         this.#tally.take(page, index.hashes, (chunk.firstEntry + i) * PAGE_HASH_BYTES);
         i++;
       }
-      await this.#options.sink.write(firstPage, images.subarray(runStart * this.#pageSizeBytes, i * this.#pageSizeBytes));
+      await this.#options.sink.write(
+        firstPage,
+        images.subarray(runStart * this.#pageSizeBytes, i * this.#pageSizeBytes),
+      );
     }
   }
 

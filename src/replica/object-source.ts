@@ -1,6 +1,6 @@
 import type { RangeSource } from "../format/decode.ts";
-import { backendRangeSource } from "../storage/range-source.ts";
 import type { Backend } from "../storage/backend.ts";
+import { backendRangeSource } from "../storage/range-source.ts";
 import { BakeliteError } from "../util/errors.ts";
 
 /**
@@ -11,10 +11,17 @@ export class ObjectSource implements RangeSource {
   readonly sizeBytes: number;
   readonly #stored: RangeSource;
   #windows: Window[] = [];
+  readonly #onFetched: (bytes: number) => void;
   #gone = false;
-  #fetchedBytes = 0;
 
-  constructor(backend: Backend, object: { readonly key: string; readonly sizeBytes: number }, signal: AbortSignal | undefined) {
+  /** `onFetched` hears of the bytes that come from the destination. */
+  constructor(
+    backend: Backend,
+    object: { readonly key: string; readonly sizeBytes: number },
+    signal: AbortSignal | undefined,
+    onFetched: (bytes: number) => void = () => {},
+  ) {
+    this.#onFetched = onFetched;
     this.sizeBytes = object.sizeBytes;
     this.#stored = backendRangeSource(backend, object.key, object.sizeBytes, signal === undefined ? {} : { signal });
   }
@@ -24,20 +31,18 @@ export class ObjectSource implements RangeSource {
     return this.#gone;
   }
 
-  /** Bytes that came from the destination. */
-  get fetchedBytes(): number {
-    return this.#fetchedBytes;
-  }
-
   async read(start: number, end: number): Promise<Uint8Array> {
     for (const window of this.#windows)
-      if (window.start <= start && end <= window.start + window.bytes.length) return window.bytes.subarray(start - window.start, end - window.start);
+      if (window.start <= start && end <= window.start + window.bytes.length)
+        return window.bytes.subarray(start - window.start, end - window.start);
     return this.#fetch(start, end);
   }
 
   /** Fetches the half-open range in one request and keeps it. */
   async fetchAhead(start: number, end: number): Promise<void> {
-    this.#windows.push({ start, bytes: await this.#fetch(start, end) });
+    const bytes = await this.#fetch(start, end);
+    // Not in one expression: the list may be another one after the await.
+    this.#windows.push({ start, bytes });
   }
 
   /** Keeps `bytes` as those that stand at `start`. */
@@ -58,7 +63,7 @@ export class ObjectSource implements RangeSource {
   async #fetch(start: number, end: number): Promise<Uint8Array> {
     try {
       const bytes = await this.#stored.read(start, end);
-      this.#fetchedBytes += bytes.length;
+      this.#onFetched(bytes.length);
       return bytes;
     } catch (error) {
       this.#gone ||= error instanceof BakeliteError && error.code === "replica-missing";

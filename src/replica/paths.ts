@@ -58,7 +58,8 @@ export class LineageGraph {
 
   /** The newest state of all, restore point or not, or null. */
   get newestIndex(): number | null {
-    for (const node of this.#states.descending()) if (this.#states.standingOf(node) === KEPT) return this.#states.indexOf(node);
+    for (const node of this.#states.descending())
+      if (this.#states.standingOf(node) === KEPT) return this.#states.indexOf(node);
     return null;
   }
 
@@ -66,9 +67,11 @@ export class LineageGraph {
   get forks(): readonly ReplicaObject[] {
     const states = this.#states;
     const forks = new Set<ReplicaObject>();
-    for (const node of states.ascending()) if (states.standingOf(node) === FORK) for (const object of states.objectsAt(node)) forks.add(object);
+    for (const node of states.ascending())
+      if (states.standingOf(node) === FORK) for (const object of states.objectsAt(node)) forks.add(object);
     if (forks.size > 0)
-      for (const node of states.ascending()) if (states.standingOf(node) !== FORK) for (const object of states.objectsAt(node)) forks.delete(object);
+      for (const node of states.ascending())
+        if (states.standingOf(node) !== FORK) for (const object of states.objectsAt(node)) forks.delete(object);
     return [...forks];
   }
 
@@ -91,7 +94,9 @@ export class LineageGraph {
 
   /** The objects of which each tells the stamp of state `index`, the change-sets that lead to it first. */
   stampSources(index: number): readonly ReplicaObject[] {
-    const objects = [...this.#states.at(index)].filter((node) => this.#states.standingOf(node) === KEPT).flatMap((node) => [...this.#states.objectsAt(node)]);
+    const objects = [...this.#states.at(index)]
+      .filter((node) => this.#states.standingOf(node) === KEPT)
+      .flatMap((node) => [...this.#states.objectsAt(node)]);
     return objects.toSorted((a, b) => (a.kind === "full" ? 1 : 0) - (b.kind === "full" ? 1 : 0));
   }
 
@@ -115,7 +120,8 @@ export class LineageGraph {
         if (edge.settled > index || edge.from === NONE) continue;
         const cost = this.#costWith(way.cost, edge.object);
         const known = reached.get(edge.from);
-        if (known === undefined || compareCosts(cost, known.cost) < 0) reached.set(edge.from, { cost, next: { object: edge.object, way } });
+        if (known === undefined || compareCosts(cost, known.cost) < 0)
+          reached.set(edge.from, { cost, next: { object: edge.object, way } });
       }
     }
     throw new BakeliteError("internal", `invariant broken: restore point ${index} has a path from a full backup`);
@@ -132,7 +138,8 @@ export class LineageGraph {
     let best: ReplicaObject | null = null;
     for (const { from, settled, object } of this.#states.edgesInto(node)) {
       if (from !== NONE || settled > index) continue;
-      if (best === null || compareCosts(this.#costWith(NO_COST, object), this.#costWith(NO_COST, best)) < 0) best = object;
+      if (best === null || compareCosts(this.#costWith(NO_COST, object), this.#costWith(NO_COST, best)) < 0)
+        best = object;
     }
     return best;
   }
@@ -229,7 +236,12 @@ class StateTable {
     for (let edge = this.#firstEdge[node] ?? NONE; edge !== NONE; edge = this.#nextEdge[edge] ?? NONE) {
       const object = this.#edgeObject[edge];
       if (object === undefined) return;
-      yield { object, from: this.#edgeFrom[edge] ?? NONE, settled: this.#edgeSettled[edge] ?? 0, original: this.#edgeOriginal[edge] ?? false };
+      yield {
+        object,
+        from: this.#edgeFrom[edge] ?? NONE,
+        settled: this.#edgeSettled[edge] ?? 0,
+        original: this.#edgeOriginal[edge] ?? false,
+      };
     }
   }
 
@@ -261,7 +273,10 @@ class StateTable {
     this.#edgeOriginal.push(original);
     this.#nextEdge.push(this.#firstEdge[node] ?? NONE);
     this.#firstEdge[node] = edge;
-    this.#settled[node] = Math.min(this.settledOf(node), from === NONE ? settled : Math.max(this.settledOf(from), settled));
+    this.#settled[node] = Math.min(
+      this.settledOf(node),
+      from === NONE ? settled : Math.max(this.settledOf(from), settled),
+    );
   }
 
   /** To be called when all is placed and connected, before any walk. */
@@ -297,9 +312,12 @@ class StateTable {
     reach(tip);
     for (let i = 0; i < positions.length; i++) {
       const node = this.#order[positions[i] ?? 0] ?? 0;
-      for (let edge = this.#firstEdge[node] ?? NONE; edge !== NONE; edge = this.#nextEdge[edge] ?? NONE) reach(this.#edgeFrom[edge] ?? NONE);
+      for (let edge = this.#firstEdge[node] ?? NONE; edge !== NONE; edge = this.#nextEdge[edge] ?? NONE)
+        reach(this.#edgeFrom[edge] ?? NONE);
     }
-    const nodes = Uint32Array.from(positions).sort().map((position) => this.#order[position] ?? 0);
+    const nodes = Uint32Array.from(positions)
+      .sort()
+      .map((position) => this.#order[position] ?? 0);
     for (const node of nodes) this.#standing[node] = UNDECIDED;
     return nodes;
   }
@@ -316,7 +334,11 @@ function placeFulls(states: StateTable, catalog: Catalog, knowledge: (object: Re
 }
 
 /** Ascending by first: whatever leads to the state before a change-set has been placed when its turn comes. */
-function placeChangeSets(states: StateTable, catalog: Catalog, knowledge: (object: ReplicaObject) => Knowledge): readonly ReplicaObject[] {
+function placeChangeSets(
+  states: StateTable,
+  catalog: Catalog,
+  knowledge: (object: ReplicaObject) => Knowledge,
+): readonly ReplicaObject[] {
   const unreached: ReplicaObject[] = [];
   for (const object of catalog.changeSets) {
     const known = knowledge(object);
@@ -355,7 +377,8 @@ function tellForks(states: StateTable, preferences: PathPreferences): void {
   const kept = new KeptStates(states);
   for (const tip of tipsFirst(states, preferences)) {
     if (states.standingOf(tip) !== UNDECIDED) continue;
-    for (const node of states.undecidedAncestors(tip)) if (!isLedTo(states, node) || kept.exclude(node)) states.setStanding(node, FORK);
+    for (const node of states.undecidedAncestors(tip))
+      if (!isLedTo(states, node) || kept.exclude(node)) states.setStanding(node, FORK);
     // None when the tip itself has turned out to be a fork.
     for (const node of states.undecidedAncestors(tip)) {
       states.setStanding(node, KEPT);
@@ -382,7 +405,8 @@ function* tipsFirst(states: StateTable, { current }: PathPreferences): Generator
       yield node;
       continue;
     }
-    const favoured = (chosen ??= chosenByCurrent(states, current));
+    chosen ??= chosenByCurrent(states, current);
+    const favoured = chosen;
     const rank = (rival: Node) => (favoured.has(rival) ? 0 : states.lineageOf(rival) !== null ? 1 : 2);
     yield* [...states.at(index)].sort((a, b) => rank(a) - rank(b) || newestMs(states, b) - newestMs(states, a));
   }

@@ -2,7 +2,15 @@ import { BakeliteError } from "../util/errors.ts";
 import type { ReplicaObject } from "./catalog.ts";
 import type { StatePath } from "./paths.ts";
 import type { Replica } from "./replica.ts";
-import { newestPath, nextRestorePoint, oldestPath, pathAtTime, pathToIndex, type RestorePoint, restorePointOf } from "./restore-points.ts";
+import {
+  newestPath,
+  nextRestorePoint,
+  oldestPath,
+  pathAtTime,
+  pathToIndex,
+  type RestorePoint,
+  restorePointOf,
+} from "./restore-points.ts";
 
 export type RestoreTarget =
   | { readonly kind: "latest" }
@@ -89,7 +97,10 @@ async function notesOn(replica: Replica, plan: RestorePlan, target: RestoreTarge
   for (const { object, error } of replica.trailers.problems) {
     const passedBy = object.last > plan.full.last && object.first <= plan.index;
     if (!passedBy) continue;
-    const consequence = object.kind === "full" ? `; restoring from the older full backup ${plan.full.last} and ${plan.changeSets.length} change-sets` : "";
+    const consequence =
+      object.kind === "full"
+        ? `; restoring from the older full backup ${plan.full.last} and ${plan.changeSets.length} change-sets`
+        : "";
     notes.push(`walked around ${replica.describe(object)}: ${error.message}${consequence}`);
   }
   if (target.kind !== "latest") return notes;
@@ -97,7 +108,9 @@ async function notesOn(replica: Replica, plan: RestorePlan, target: RestoreTarge
   if (beyond !== null) notes.push(beyond);
   const { current } = replica;
   if (beyond === null && current !== null && current.index > (replica.graph.newestIndex ?? 0))
-    notes.push(`CURRENT knew of state ${current.index}, which is newer than all that is stored: backups have been lost or deleted`);
+    notes.push(
+      `CURRENT knew of state ${current.index}, which is newer than all that is stored: backups have been lost or deleted`,
+    );
   return notes;
 }
 
@@ -132,7 +145,8 @@ async function explainFailure(replica: Replica, target: RestoreTarget): Promise<
   if (firstPoint !== null) return tooEarly(target, firstPoint);
 
   const sealed = [...catalog.fulls, ...catalog.changeSets].find((object) => !trailers.canUnseal(object));
-  if (sealed !== undefined && [...catalog.fulls].every((object) => !trailers.canUnseal(object))) return sealProblem(replica, sealed);
+  if (sealed !== undefined && [...catalog.fulls].every((object) => !trailers.canUnseal(object)))
+    return sealProblem(replica, sealed);
   const problem = trailers.problems.find(({ object }) => object.kind === "full") ?? trailers.problems[0];
   if (problem !== undefined)
     return new BakeliteError("replica-corrupt", "cannot restore: no sound full backup leads to any state", {
@@ -141,7 +155,8 @@ async function explainFailure(replica: Replica, target: RestoreTarget): Promise<
       cause: problem.error,
     });
   for (const error of trailers.failedDestinations.values()) return error;
-  const what = catalog.fulls.length === 0 ? "no full backup is stored yet" : "no full backup has reached a restorable state yet";
+  const what =
+    catalog.fulls.length === 0 ? "no full backup is stored yet" : "no full backup has reached a restorable state yet";
   return new BakeliteError("replica-corrupt", `cannot restore: ${what}`, {
     subject: location,
     hint: "if the daemon is still writing the first full backup (`bakelite status`), wait for it; else run `bakelite verify`",
@@ -154,7 +169,9 @@ function tooEarly(target: RestoreTarget, first: RestorePoint): BakeliteError {
     target.kind === "time"
       ? `cannot restore ${new Date(target.timeMs).toISOString()}: the first restore point is ${firstText}`
       : `cannot restore state ${target.kind === "index" ? target.index : ""}: it is not a restore point; the first one is ${firstText}`;
-  return new BakeliteError("replica-missing", message, { hint: "choose a later --timestamp; `bakelite list` shows what can be restored" });
+  return new BakeliteError("replica-missing", message, {
+    hint: "choose a later --timestamp; `bakelite list` shows what can be restored",
+  });
 }
 
 function sealProblem(replica: Replica, object: ReplicaObject): BakeliteError {
@@ -164,8 +181,12 @@ function sealProblem(replica: Replica, object: ReplicaObject): BakeliteError {
       subject,
       hint: "set accept_plaintext = true under [database.encryption] if that is right, or run `bakelite reencrypt`",
     });
-  return new BakeliteError("key-wrong", `cannot restore: the replica is encrypted with key ${object.seal}, which is not configured`, {
-    subject,
-    hint: "set key_file under [database.encryption] to the key that this replica was written with",
-  });
+  return new BakeliteError(
+    "key-wrong",
+    `cannot restore: the replica is encrypted with key ${object.seal}, which is not configured`,
+    {
+      subject,
+      hint: "set key_file under [database.encryption] to the key that this replica was written with",
+    },
+  );
 }

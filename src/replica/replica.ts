@@ -79,7 +79,10 @@ export class Replica {
     if (this.#graph?.version !== version) {
       this.#graph = null;
       this.#collect();
-      const graph = new LineageGraph(this.#catalog, (object) => this.#trailers.knowledge(object), { seal: this.options.seal, current: this.#current });
+      const graph = new LineageGraph(this.#catalog, (object) => this.#trailers.knowledge(object), {
+        seal: this.options.seal,
+        current: this.#current,
+      });
       this.#graph = { version, graph };
     }
     return this.#graph.graph;
@@ -110,7 +113,8 @@ export class Replica {
     await Promise.all(
       backends.map(async (backend, destination) => {
         try {
-          for await (const stored of backend.list(`${this.database}/`, signal === undefined ? {} : { signal })) builder.add(destination, stored);
+          for await (const stored of backend.list(`${this.database}/`, signal === undefined ? {} : { signal }))
+            builder.add(destination, stored);
         } catch (error) {
           if (!(error instanceof BakeliteError) || error.code === "interrupted") throw error;
           builder.drop(destination);
@@ -135,7 +139,10 @@ export class Replica {
    * may rule a path out, so this picks again until nothing new is needed; each round reads an object that no round before
    * it has read. null when `pick` finds nothing.
    */
-  async settle(pick: (graph: LineageGraph) => number | null | Promise<number | null>, depth: "whole" | "ends"): Promise<StatePath | null> {
+  async settle(
+    pick: (graph: LineageGraph) => number | null | Promise<number | null>,
+    depth: "whole" | "ends",
+  ): Promise<StatePath | null> {
     for (;;) {
       const { version } = this.#trailers;
       const index = await pick(this.graph);
@@ -169,7 +176,8 @@ export class Replica {
     // An object under another seal that claims the same states may be of another lineage, and so may be all after it.
     const twins = objects.flatMap((object) => this.#catalog.twins.get(object) ?? []);
     const { contested } = this.graph;
-    const followers = contested.size === 0 ? [] : this.#catalog.changeSets.filter((object) => contested.has(object.first - 1));
+    const followers =
+      contested.size === 0 ? [] : this.#catalog.changeSets.filter((object) => contested.has(object.first - 1));
     return [...objects, ...twins, ...followers].filter(isUnknown);
   }
 
@@ -191,15 +199,21 @@ export class Replica {
 
   #learnManifest(destination: number, fields: Record<string, unknown>, key: string): void {
     const objects = new Map<string, ReplicaObject>();
-    for (const object of this.#allObjects()) if (object.destination === destination) objects.set(formatName(nameOf(object)), object);
+    for (const object of this.#allObjects())
+      if (object.destination === destination) objects.set(formatName(nameOf(object)), object);
     for (const entry of parseManifest(fields, key)) {
       const object = objects.get(entry.name);
-      const plausible = object !== undefined && object.sizeBytes === entry.sizeBytes && entry.facts.settled >= object.last;
+      const plausible =
+        object !== undefined && object.sizeBytes === entry.sizeBytes && entry.facts.settled >= object.last;
       if (plausible) this.#trailers.learn(object, entry.facts);
     }
   }
 
-  async #readFields(destination: number, stored: StoredObject, kind: "current" | "manifest"): Promise<Record<string, unknown> | null> {
+  async #readFields(
+    destination: number,
+    stored: StoredObject,
+    kind: "current" | "manifest",
+  ): Promise<Record<string, unknown> | null> {
     const { backends, keys, acceptPlaintext, signal } = this.options;
     const backend = backends[destination];
     if (backend === undefined) return null;

@@ -1,5 +1,5 @@
 import { constants, Database } from "bun:sqlite";
-import { BakeliteError, assert, describeError } from "../util/errors.ts";
+import { assert, BakeliteError, describeError } from "../util/errors.ts";
 import { workerUrl } from "../util/worker-url.ts";
 
 export type IntegrityMode = "quick" | "full";

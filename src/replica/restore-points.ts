@@ -38,7 +38,10 @@ export async function pathAtTime(replica: Replica, timeMs: number, depth: Depth)
 
 /** The first restore point after state `index`, or null. Looks at the objects that end there only. */
 export async function nextRestorePoint(replica: Replica, index: number): Promise<RestorePoint | null> {
-  const path = await replica.settle((graph) => graph.restorePoints[upperBound(graph.restorePoints, index)] ?? null, "ends");
+  const path = await replica.settle(
+    (graph) => graph.restorePoints[upperBound(graph.restorePoints, index)] ?? null,
+    "ends",
+  );
   return path === null ? null : restorePointOf(replica, path.index);
 }
 

@@ -4,7 +4,7 @@ import { inheritedOwner, resolveDatabasePath } from "../state/layout.ts";
 import { formatByteSize } from "../util/byte-sizes.ts";
 import { BakeliteError, systemErrorCode, unreachable } from "../util/errors.ts";
 import { assertReplaceable, installDatabase } from "./install.ts";
-import { layPages, type LayProgress } from "./lay-pages.ts";
+import { type LayProgress, layPages } from "./lay-pages.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { Replica } from "./replica.ts";
 import { checkIntegrity, type IntegrityMode } from "./restore-check.ts";
@@ -44,7 +44,11 @@ export interface RestoreResult {
  * what is staged is removed again unless we are killed. Throws `output-exists`, `database-busy`, `storage-full`,
  * `replica-corrupt`, and `database-unfit` when SQLite finds the restored state damaged.
  */
-export async function restoreDatabase(replica: Replica, plan: RestorePlan, options: RestoreOptions): Promise<RestoreResult> {
+export async function restoreDatabase(
+  replica: Replica,
+  plan: RestorePlan,
+  options: RestoreOptions,
+): Promise<RestoreResult> {
   const targetPath = await resolveDatabasePath(options.outputPath);
   await assertReplaceable(targetPath, options.overwrite);
   const permissions = await choosePermissions(targetPath, options.configuredPath);
@@ -52,8 +56,15 @@ export async function restoreDatabase(replica: Replica, plan: RestorePlan, optio
   const sizeBytes = plan.sizePages * plan.pageSizeBytes;
   await assertRoomFor(sizeBytes, targetPath);
 
-  await using staging = await StagingFile.create(targetPath, { pages: plan.sizePages, pageSizeBytes: plan.pageSizeBytes });
-  const laid = await layPages(replica, plan, { sink: staging, signal: options.signal, ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }) });
+  await using staging = await StagingFile.create(targetPath, {
+    pages: plan.sizePages,
+    pageSizeBytes: plan.pageSizeBytes,
+  });
+  const laid = await layPages(replica, plan, {
+    sink: staging,
+    signal: options.signal,
+    ...(options.onProgress === undefined ? {} : { onProgress: options.onProgress }),
+  });
   await staging.drain();
   options.onLaid?.();
   // The disk is busy with the one and a processor with the other.
@@ -82,7 +93,8 @@ export async function restoreDatabase(replica: Replica, plan: RestorePlan, optio
 export async function choosePermissions(targetPath: string, configuredPath: string): Promise<FilePermissions> {
   const isRoot = process.geteuid?.() === 0;
   const replaced = await statOrNull(targetPath);
-  if (replaced !== null) return { mode: replaced.mode & 0o777, owner: isRoot ? { uid: replaced.uid, gid: replaced.gid } : null };
+  if (replaced !== null)
+    return { mode: replaced.mode & 0o777, owner: isRoot ? { uid: replaced.uid, gid: replaced.gid } : null };
   const directory = await statOrNull(dirname(configuredPath));
   const configured = await statOrNull(configuredPath);
   const owner = directory === null ? null : await inheritedOwner(dirname(configuredPath));
@@ -97,9 +109,13 @@ async function assertSound(path: string, { integrity, signal }: RestoreOptions):
     case "sound":
       return;
     case "damaged":
-      throw new BakeliteError("database-unfit", `the restored database fails SQLite's ${integrity === "full" ? "integrity_check" : "quick_check"}: ${answer.problems.slice(0, 3).join("; ")}`, {
-        hint: "it is what was backed up, page for page, so it was damaged then: restore an earlier --timestamp, or add --integrity none to get it as it is",
-      });
+      throw new BakeliteError(
+        "database-unfit",
+        `the restored database fails SQLite's ${integrity === "full" ? "integrity_check" : "quick_check"}: ${answer.problems.slice(0, 3).join("; ")}`,
+        {
+          hint: "it is what was backed up, page for page, so it was damaged then: restore an earlier --timestamp, or add --integrity none to get it as it is",
+        },
+      );
     case "failed":
       throw new BakeliteError("database-unfit", `SQLite cannot check the restored database: ${answer.reason}`, {
         hint: "if the application brings collations or functions of its own, add --integrity none and check with the application",
@@ -114,10 +130,14 @@ async function assertRoomFor(sizeBytes: number, targetPath: string): Promise<voi
   const { bsize, bavail, bfree } = await statfs(directory);
   const freeBytes = bsize * (process.geteuid?.() === 0 ? bfree : bavail);
   if (freeBytes >= sizeBytes) return;
-  throw new BakeliteError("storage-full", `cannot restore: the database needs ${formatByteSize(sizeBytes)} and ${formatByteSize(freeBytes)} are free`, {
-    subject: directory,
-    hint: "free space there or choose an --output on another disk; a file that is replaced stays until the new one is complete",
-  });
+  throw new BakeliteError(
+    "storage-full",
+    `cannot restore: the database needs ${formatByteSize(sizeBytes)} and ${formatByteSize(freeBytes)} are free`,
+    {
+      subject: directory,
+      hint: "free space there or choose an --output on another disk; a file that is replaced stays until the new one is complete",
+    },
+  );
 }
 
 async function statOrNull(path: string) {

@@ -28,7 +28,10 @@ export class StagingFile implements AsyncDisposable, PageSink {
     this.#pageSizeBytes = pageSizeBytes;
   }
 
-  static async create(targetPath: string, size: { readonly pages: number; readonly pageSizeBytes: number }): Promise<StagingFile> {
+  static async create(
+    targetPath: string,
+    size: { readonly pages: number; readonly pageSizeBytes: number },
+  ): Promise<StagingFile> {
     const path = `${targetPath}${STAGING_MARK}${randomBytes(8).toString("hex")}`;
     try {
       const staging = new StagingFile(path, await open(path, "wx+", 0o600), size.pageSizeBytes);

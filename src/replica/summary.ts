@@ -87,7 +87,11 @@ export async function summarizeFullBackups(replica: Replica): Promise<readonly F
  * How densely the restore points lie by age, youngest first: those younger than each of `agesMs` (ascending), and all older ones.
  * Ages without any are left out. Costs a few reads for each age.
  */
-export async function summarizeAges(replica: Replica, agesMs: readonly number[], nowMs: number): Promise<readonly AgeSummary[]> {
+export async function summarizeAges(
+  replica: Replica,
+  agesMs: readonly number[],
+  nowMs: number,
+): Promise<readonly AgeSummary[]> {
   const ages: AgeSummary[] = [];
   let end = replica.graph.restorePoints.length;
   for (const youngerThanMs of [...agesMs, null]) {
@@ -102,7 +106,10 @@ export async function summarizeAges(replica: Replica, agesMs: readonly number[],
 }
 
 /** Every object with what its trailer says: reads all of them. Full backups first, then by level and index. */
-export async function summarizeObjects(replica: Replica, onRead?: (object: ReplicaObject) => void): Promise<readonly ObjectSummary[]> {
+export async function summarizeObjects(
+  replica: Replica,
+  onRead?: (object: ReplicaObject) => void,
+): Promise<readonly ObjectSummary[]> {
   const { fulls, levels } = replica.catalog;
   const objects = [...fulls, ...levels.flat()];
   await replica.trailers.load(objects, onRead);

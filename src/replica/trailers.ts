@@ -55,6 +55,7 @@ export class TrailerCache {
   readonly #failedDestinations = new Map<number, BakeliteError>();
   readonly #smallObjects = new Map<ReplicaObject, Uint8Array>();
   #smallObjectBytes = 0;
+  #fetchedBytes = 0;
   #version = 0;
 
   constructor(options: TrailerOptions) {
@@ -64,6 +65,11 @@ export class TrailerCache {
   /** Grows whenever anything was learnt. */
   get version(): number {
     return this.#version;
+  }
+
+  /** Bytes of objects that came from the destinations. */
+  get fetchedBytes(): number {
+    return this.#fetchedBytes;
   }
 
   /** Objects that were read and cannot be used. */
@@ -85,7 +91,8 @@ export class TrailerCache {
   }
 
   knowledge(object: ReplicaObject): Knowledge {
-    if (this.#failedDestinations.has(object.destination) || this.#problems.has(object) || !this.canUnseal(object)) return "unusable";
+    if (this.#failedDestinations.has(object.destination) || this.#problems.has(object) || !this.canUnseal(object))
+      return "unusable";
     return this.#facts.get(object) ?? "unknown";
   }
 
@@ -124,8 +131,12 @@ export class TrailerCache {
     this.throwWithoutDestination();
     if (this.knowledge(object) === "unusable") return null;
     const backend = backends[object.destination];
-    if (backend === undefined) throw new BakeliteError("internal", "invariant broken: a listed object has a destination");
-    const source = new ObjectSource(backend, { key: keyOf(database, object), sizeBytes: object.sizeBytes }, signal);
+    if (backend === undefined)
+      throw new BakeliteError("internal", "invariant broken: a listed object has a destination");
+    const { sizeBytes } = object;
+    const source = new ObjectSource(backend, { key: keyOf(database, object), sizeBytes }, signal, (bytes) => {
+      this.#fetchedBytes += bytes;
+    });
     try {
       await this.#fetchSmall(object, source, wholeUpToBytes);
       const subject = `${backend.location}/${keyOf(database, object)}`;
@@ -171,7 +182,12 @@ export class TrailerCache {
   }
 
   /** Takes over what `older` knows of objects that a new listing shows again; `find` gives the older one. */
-  inherit(older: TrailerCache, objects: Iterable<ReplicaObject>, find: (object: ReplicaObject) => ReplicaObject | undefined): void {
+  inherit(
+    older: TrailerCache,
+    objects: Iterable<ReplicaObject>,
+    find: (object: ReplicaObject) => ReplicaObject | undefined,
+  ): void {
+    this.#fetchedBytes += older.#fetchedBytes;
     for (const [destination, error] of older.#failedDestinations) this.#failedDestinations.set(destination, error);
     for (const object of objects) {
       const known = find(object);
@@ -199,14 +215,25 @@ export class TrailerCache {
     }
     await source.fetchAhead(0, object.sizeBytes);
     const { whole } = source;
-    if (whole === null || object.sizeBytes > SMALL_OBJECT_BYTES || this.#smallObjectBytes + object.sizeBytes > KEPT_BYTES) return;
+    if (
+      whole === null ||
+      object.sizeBytes > SMALL_OBJECT_BYTES ||
+      this.#smallObjectBytes + object.sizeBytes > KEPT_BYTES
+    )
+      return;
     this.#smallObjects.set(object, whole);
     this.#smallObjectBytes += whole.length;
   }
 }
 
 function sameFacts(a: ObjectFacts, b: ObjectFacts): boolean {
-  return a.chain === b.chain && a.parent === b.parent && a.result === b.result && a.settled === b.settled && a.compacted === b.compacted;
+  return (
+    a.chain === b.chain &&
+    a.parent === b.parent &&
+    a.result === b.result &&
+    a.settled === b.settled &&
+    a.compacted === b.compacted
+  );
 }
 
 /** Whose fault an error of this code is when it comes out of reading one object. */

@@ -16,7 +16,7 @@ import type { Logger } from "../util/logger.ts";
 import type { Semaphore } from "../util/semaphore.ts";
 import type { Wakeup } from "../util/wakeup.ts";
 import { type Adoption, adopt } from "./adopt.ts";
-import { CaptureLoop, type EndOfFollowing } from "./capture-loop.ts";
+import { CaptureLoop, type EndOfFollowing, FollowingEnded } from "./capture-loop.ts";
 import { compareWithLedger } from "./compare.ts";
 import type { Destinations } from "./destinations.ts";
 import type { FullBackupReason } from "./full-backup.ts";
@@ -241,13 +241,11 @@ export class Attachment {
     const inner = new AbortController();
     const both = AbortSignal.any([signal, inner.signal]);
     const ship = async () => {
-      while (!both.aborted) await this.#retrying(both, () => shipper.step(both));
+      while ((await this.#retrying(both, () => shipper.step(both))) !== "stopped");
     };
     const backUp = async () => {
-      while (!both.aborted) {
-        await this.#retrying(both, () => fullBackups.takeIfDue(both));
+      while ((await this.#retrying(both, () => fullBackups.takeIfDue(both))) !== "stopped")
         await fullBackups.wait(both);
-      }
     };
     await untilOneEnds([ship(), backUp()], () => inner.abort());
   }
@@ -262,7 +260,7 @@ export class Attachment {
         if (attempts > 1) health.recovered();
         return result;
       } catch (error) {
-        if (signal.aborted) return "stopped";
+        if (signal.aborted || error instanceof FollowingEnded) return "stopped";
         if (!isDestinationFailure(error)) throw error;
         health.failed(error);
         const waitMs = backoffDelayMs(attempts, { baseMs: RETRY_BASE_MS });
@@ -509,6 +507,7 @@ export class Attachment {
 
   async #close(): Promise<void> {
     this.#closed = true;
+    await this.#capture.settled();
     try {
       await this.#shipper?.ledger?.close();
     } finally {

@@ -1,6 +1,8 @@
+import { backgroundCheckpoints } from "../sqlite/background-checkpoint.ts";
 import { Checkpointer } from "../sqlite/checkpoint.ts";
 import type { CaptureResult, FollowFault, WalFollower } from "../sqlite/follow.ts";
 import type { Clock } from "../util/clock.ts";
+import { delay } from "../util/delay.ts";
 import type { Logger } from "../util/logger.ts";
 import type { Wakeup } from "../util/wakeup.ts";
 
@@ -19,9 +21,24 @@ export interface CaptureLoopInputs {
   readonly onCaptured: (commits: number) => void;
 }
 
+/** What waits for a capture when following ends: its end says why, so this is nobody's news. */
+export class FollowingEnded extends Error {
+  override readonly name = "FollowingEnded";
+
+  constructor() {
+    super("following the database has ended");
+  }
+}
+
 /** A burst of file events is looked at once in this time. */
 const LOOK_INTERVAL_MS = 20;
 const BUSY_RETRY_MS = 5;
+/** How long a clean stop waits for a lock that is in the way of the last capture. */
+const LAST_CAPTURE_PATIENCE_MS = 1000;
+/** More than this is copied in another thread first: here it would keep other databases waiting. */
+const BACKGROUND_BYTES = 8 * 1024 * 1024;
+/** What is left after so many was added meanwhile or is held by readers, and copying on would never end. */
+const MAX_BACKGROUND_COPIES = 3;
 const CHECKPOINT_RETRY_MS = { min: 10, max: 1000 } as const;
 
 /** Continuity is gone: the follower must be closed, and the file compared with the ledger at the next attach. */
@@ -38,10 +55,15 @@ export class CaptureLoop {
   readonly #inputs: CaptureLoopInputs;
   readonly #checkpointer: Checkpointer;
   #waiting: { resolve: () => void; reject: (reason: unknown) => void }[] = [];
+  #hasEnded = false;
   #busySinceMs: number | null = null;
   #checkpointRetry = { atMs: 0, delayMs: CHECKPOINT_RETRY_MS.min as number };
   #longestLockMs = 0;
   #isHeldBack = false;
+  #background: Promise<void> | null = null;
+  #backgroundFailure: unknown = null;
+  /** Since the last checkpoint here. */
+  #backgroundCopies = 0;
   #reportedBadChecksums = false;
 
   constructor(inputs: CaptureLoopInputs) {
@@ -70,8 +92,9 @@ export class CaptureLoop {
     return since !== null && clock.monotonicMs() - since > settings.busyTimeoutMs ? since : null;
   }
 
-  /** Resolves after the next capture of everything that was committed; rejects when following ends. */
+  /** Resolves after the next capture of everything that was committed; rejects with `FollowingEnded` when there is none. */
   nextCapture(): Promise<void> {
+    if (this.#hasEnded) return Promise.reject(new FollowingEnded());
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.#waiting.push({ resolve, reject });
     this.#inputs.changed.wake();
@@ -90,16 +113,25 @@ export class CaptureLoop {
       }
       return null;
     } finally {
-      this.#letWaitersGo((waiter) => waiter.reject(new Error("following the database has ended")));
+      this.#hasEnded = true;
+      this.#letWaitersGo((waiter) => waiter.reject(new FollowingEnded()));
     }
+  }
+
+  /** Resolves when nothing of ours has the database open in another thread. To be awaited before it is closed. */
+  async settled(): Promise<void> {
+    await this.#background;
   }
 
   /** Captures everything committed until now, in slices. For the last time at a clean stop. */
   async captureAll(): Promise<CaptureResult> {
+    const { clock, follower } = this.#inputs;
+    const untilMs = clock.monotonicMs() + LAST_CAPTURE_PATIENCE_MS;
     for (;;) {
-      const result = this.#inputs.follower.capture();
-      if (result.kind !== "captured" || result.complete) return result;
-      await nextTurn();
+      const result = follower.capture();
+      if (result.kind === "busy" && clock.monotonicMs() < untilMs) await delay(BUSY_RETRY_MS);
+      else if (result.kind !== "captured" || result.complete) return result;
+      else await nextTurn();
     }
   }
 
@@ -122,7 +154,8 @@ export class CaptureLoop {
     this.#warnOfBadChecksums();
     onCaptured(commits);
     this.#letWaitersGo((waiter) => waiter.resolve());
-    if (!this.#checkpointer.isDue) return settings.safetyPollMs;
+    if (this.#backgroundFailure !== null) throw this.#backgroundFailure;
+    if (!this.#checkpointer.isDue || this.#background !== null) return settings.safetyPollMs;
     // Waiters run before the checkpoint, which may move the hold beyond what is captured.
     await nextTurn();
     return this.#checkpoint();
@@ -132,6 +165,9 @@ export class CaptureLoop {
     const { clock, log, settings } = this.#inputs;
     const nowMs = clock.monotonicMs();
     if (nowMs < this.#checkpointRetry.atMs) return this.#checkpointRetry.atMs - nowMs;
+    const isLarge = this.#inputs.follower.unbackfilledBytes > BACKGROUND_BYTES;
+    if (isLarge && this.#backgroundCopies < MAX_BACKGROUND_COPIES) return this.#copyInBackground();
+    this.#backgroundCopies = 0;
     const report = this.#checkpointer.run();
     this.#isHeldBack = report.outcome === "deadline" || report.outcome === "busy";
     this.#longestLockMs = Math.max(this.#longestLockMs, report.lockMs);
@@ -153,6 +189,25 @@ export class CaptureLoop {
         return delayMs;
       }
     }
+  }
+
+  /** Nearly all of a large WAL is copied in another thread; what is left then is for a checkpoint here. */
+  #copyInBackground(): number | EndOfFollowing {
+    const { follower, changed, settings, log } = this.#inputs;
+    const fault = this.#checkpointer.advance();
+    if (fault !== null) return { fault: fault.fault, detail: fault.detail };
+    log.debug("copying a large WAL in the background", { bytes: follower.unbackfilledBytes });
+    this.#background = backgroundCheckpoints
+      .passive(follower.databasePath)
+      .catch((error: unknown) => {
+        this.#backgroundFailure = error;
+      })
+      .finally(() => {
+        this.#background = null;
+        this.#backgroundCopies++;
+        changed.wake();
+      });
+    return settings.safetyPollMs;
   }
 
   #warnOfBadChecksums(): void {

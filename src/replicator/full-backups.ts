@@ -134,12 +134,13 @@ export class FullBackups {
     log[LEVELS[reason]]("full backup begins", { reason, index: from.index });
     this.#inputs.onChange();
     let adopted = false;
+    shipper.forceInFlight();
     pending.startForcing();
     try {
       const full = this.#start(from, reason, newLedger, signal);
       await destinations.store(full.object, signal);
       if (newLedger !== null) {
-        await shipper.between(() => this.#adoptLedger(newLedger, from, signal));
+        await shipper.between(() => this.#adoptLedger(newLedger, from, signal), signal);
         adopted = true;
       }
       const seal = this.#inputs.newHeader("full", from.index, from).keyFingerprint ?? PLAINTEXT_SEAL;
@@ -201,21 +202,25 @@ export class FullBackups {
 
   /** A page that nothing is known to have changed must be as the ledger says; if not, it is stored, and that is loud. */
   #checkAgainstLedger(batch: { readonly pageNumbers: Uint32Array; readonly hashes: Uint8Array }): void {
-    const { shipper, pending, log } = this.#inputs;
+    const { shipper } = this.#inputs;
     if (shipper.ledger === null) return;
     for (const page of pagesThatDiffer(shipper.ledger, batch.pageNumbers, batch.hashes, shipper.stored)) {
-      if (shipper.isUnstored(page)) continue;
-      pending.differs(page);
-      log.error("a page of the database is not what was stored, and no change to it was seen; storing it now", {
-        page,
-        hint: "something wrote to the database file behind SQLite's back, or this is a bug in bakelite: please report it",
-      });
+      if (!shipper.isUnstored(page)) this.#storeAltered(page);
     }
+  }
+
+  #storeAltered(page: number): void {
+    const { pending, log } = this.#inputs;
+    pending.differs(page);
+    log.error("a page of the database is not what was stored, and no change to it was seen; storing it now", {
+      page,
+      hint: "something wrote to the database file behind SQLite's back, or this is a bug in bakelite: please report it",
+    });
   }
 
   /** The interval has passed and nothing was stored since the newest full backup: the file is proven instead. */
   async #check(signal: AbortSignal): Promise<void> {
-    const { follower, shipper, pending, local, clock, log, nextCapture } = this.#inputs;
+    const { follower, shipper, local, clock, log, nextCapture } = this.#inputs;
     const { ledger, stored } = shipper;
     const newest = local.fullBackup;
     if (ledger === null || newest === null) return;
@@ -225,7 +230,7 @@ export class FullBackups {
       state: stored,
       skip: (page) => shipper.isUnstored(page),
       differs: (page) => {
-        if (shipper.stored.index === stored.index && !shipper.isUnstored(page)) pending.differs(page);
+        if (shipper.stored.index === stored.index && !shipper.isUnstored(page)) this.#storeAltered(page);
       },
       nextCapture,
       signal,

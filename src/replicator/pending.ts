@@ -85,13 +85,17 @@ export class PendingSet implements CaptureSink {
 
   /** A comparison with the ledger found this page to differ. */
   differs(pageNumber: number): void {
-    this.#pages.add(pageNumber);
+    this.page(pageNumber);
     this.#compared = true;
   }
 
-  /** From here on every captured page is written whatever the ledger says, because a full backup reads meanwhile. */
+  /**
+   * A full backup begins to read: from here on every captured page is written whatever the ledger says, and so is every page
+   * that is in the set already, since the backup may read an image of it that is gone again when the set is resolved.
+   */
   startForcing(): void {
     this.#forcing = true;
+    this.#forced.addAll(this.#pages);
   }
 
   /** What was captured until here stays forced until it is taken. */

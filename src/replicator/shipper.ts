@@ -102,6 +102,11 @@ export class Shipper {
     return this.#inputs.pending.has(pageNumber) || (this.#inFlight?.taken.pages.has(pageNumber) ?? false);
   }
 
+  /** As `PendingSet.startForcing`, for a large set that is being resolved slice by slice. */
+  forceInFlight(): void {
+    this.#inFlight?.taken.forced.addAll(this.#inFlight.taken.pages);
+  }
+
   /** The index of the change-set that carries everything captured until now: the newest stored one if that is all. */
   indexCarryingAll(): number {
     if (this.#hasPending()) return (this.#inFlight?.index ?? this.#nextRange().last - 1) + 1;
@@ -136,12 +141,24 @@ export class Shipper {
     this.#wakeup.wake();
   }
 
-  /** Runs `task` between two change-sets, so that `stored` stands still meanwhile. */
-  async between<T>(task: () => Promise<T>): Promise<T> {
+  /**
+   * Runs `task` between two change-sets, so that `stored` stands still meanwhile. Rejects when aborted before it began, for
+   * then nobody may be shipping any more.
+   */
+  async between<T>(task: () => Promise<T>, signal: AbortSignal): Promise<T> {
+    signal.throwIfAborted();
     const { promise, resolve, reject } = Promise.withResolvers<T>();
-    this.#between.push(() => task().then(resolve, reject));
+    const begin = () => task().then(resolve, reject);
+    const leave = () => {
+      const place = this.#between.indexOf(begin);
+      if (place < 0) return;
+      this.#between.splice(place, 1);
+      reject(signal.reason);
+    };
+    signal.addEventListener("abort", leave, { once: true });
+    this.#between.push(begin);
     this.#wakeup.wake();
-    return await promise;
+    return await promise.finally(() => signal.removeEventListener("abort", leave));
   }
 
   /** The ledger of a chain's first full backup takes effect; entries and digest describe `stored`. */

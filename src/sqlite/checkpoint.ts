@@ -58,11 +58,23 @@ export class Checkpointer {
    * the way), it is due again only when a quarter of the limit was added.
    */
   get isDue(): boolean {
-    const { counts, committedBytes } = this.#follower;
-    if (committedBytes <= this.#options.limitBytes || counts.committedFrames === counts.backfilledFrames) return false;
-    const unbackfilled = (counts.committedFrames - counts.backfilledFrames) / counts.committedFrames;
+    const { unbackfilledBytes, committedBytes } = this.#follower;
+    if (committedBytes <= this.#options.limitBytes || unbackfilledBytes === 0) return false;
     const salt = this.#follower.position?.salt.join() ?? null;
-    return salt !== this.#unrestartedSalt || committedBytes * unbackfilled > this.#options.limitBytes / 4;
+    return salt !== this.#unrestartedSalt || unbackfilledBytes > this.#options.limitBytes / 4;
+  }
+
+  /**
+   * The first step of `run` alone: captures to the end and moves the hold there, so that a PASSIVE checkpoint elsewhere can
+   * copy nearly all of a large WAL beforehand. Returns a fault that the capture met, or null.
+   */
+  advance(): CheckpointReport["fault"] {
+    try {
+      return this.#advanceHold();
+    } catch (error) {
+      if (isBusy(error)) return null;
+      throw error;
+    }
   }
 
   run(): CheckpointReport {

@@ -1,5 +1,5 @@
 import { Database, SQLiteError, type Statement } from "bun:sqlite";
-import { BakeliteError } from "../util/errors.ts";
+import { BakeliteError, describeError } from "../util/errors.ts";
 
 /**
  * The connections that we hold on a live database: the only file that opens one through SQLite there. They take and drop
@@ -163,6 +163,24 @@ export class Connection {
       this.#statements.set(sql, statement);
     }
     return statement;
+  }
+}
+
+/**
+ * A PASSIVE checkpoint on a connection of its own, for a thread of its own: null when done or when a lock was in the way,
+ * else what SQLite says. The connection is not the last one, for the caller's holds stand meanwhile.
+ */
+export function passiveCheckpoint(path: string): string | null {
+  try {
+    const connection = new Connection(path);
+    try {
+      connection.passive();
+      return null;
+    } finally {
+      connection.close();
+    }
+  } catch (error) {
+    return isBusy(error) ? null : describeError(error);
   }
 }
 

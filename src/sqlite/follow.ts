@@ -55,7 +55,7 @@ export interface FollowerOptions {
   readonly frameMapBytes?: number;
 }
 
-const CAPTURE_SLICE_BYTES = 8 * 1024 * 1024;
+const CAPTURE_SLICE_BYTES = 4 * 1024 * 1024;
 /** How often a race with a restart of the WAL is run again before the caller is told "busy". */
 const RACE_TRIES = 8;
 
@@ -169,6 +169,12 @@ export class WalFollower {
   /** Bytes of the committed frames of the present WAL, as of the last capture. */
   get committedBytes(): number {
     return this.#counts.committedFrames * (WAL_FRAME_HEADER_BYTES + this.pageSizeBytes);
+  }
+
+  /** Bytes of committed frames that are not in the database file yet, as of the last capture. */
+  get unbackfilledBytes(): number {
+    const { committedFrames, backfilledFrames } = this.#counts;
+    return Math.max(0, committedFrames - backfilledFrames) * (WAL_FRAME_HEADER_BYTES + this.pageSizeBytes);
   }
 
   /** Size of the `-wal` file on disk. */

@@ -50,7 +50,9 @@ const AGES_MS = [HOUR_MS, 24 * HOUR_MS, 7 * 24 * HOUR_MS] as const;
 
 interface FleetRow {
   readonly database: DatabaseConfig;
-  readonly outcome: { readonly summary: ReplicaSummary; readonly warnings: readonly string[] } | { readonly error: BakeliteError };
+  readonly outcome:
+    | { readonly summary: ReplicaSummary; readonly warnings: readonly string[] }
+    | { readonly error: BakeliteError };
 }
 
 /** A database whose replica cannot be read has a row of its own, and makes the command fail. */
@@ -86,7 +88,14 @@ function writeFleet({ stdout, stderr, clock }: CommandContext, rows: readonly Fl
   const cells = rows.map(({ database: { name }, outcome }) => {
     if ("error" in outcome) return [name, "cannot be read (see below)"];
     const { newest, oldest, fullBackupCount, changeSetCount, storedBytes } = outcome.summary;
-    return [name, showPoint(newest, nowMs), showPoint(oldest, nowMs), `${fullBackupCount}`, `${changeSetCount}`, formatByteSize(storedBytes)];
+    return [
+      name,
+      showPoint(newest, nowMs),
+      showPoint(oldest, nowMs),
+      `${fullBackupCount}`,
+      `${changeSetCount}`,
+      formatByteSize(storedBytes),
+    ];
   });
   stdout.write(formatTable(columns, cells));
   for (const { database, outcome } of rows) {
@@ -98,7 +107,8 @@ function writeFleet({ stdout, stderr, clock }: CommandContext, rows: readonly Fl
 }
 
 function fleetDocument({ database, outcome }: FleetRow): Record<string, unknown> {
-  if ("error" in outcome) return { name: database.name, error: { code: outcome.error.code, message: describeError(outcome.error) } };
+  if ("error" in outcome)
+    return { name: database.name, error: { code: outcome.error.code, message: describeError(outcome.error) } };
   return { name: database.name, ...summaryDocument(outcome.summary), warnings: outcome.warnings };
 }
 
@@ -135,7 +145,7 @@ function writeDatabase({ stdout, stderr, clock }: CommandContext, details: Detai
       `${replica.database} at ${printable(places)}`,
       `  newest restore point  ${showPoint(summary.newest, nowMs)}`,
       `  oldest restore point  ${showPoint(summary.oldest, nowMs)}`,
-      `  stored                ${summary.fullBackupCount} full backups and ${summary.changeSetCount} change-sets, ${formatByteSize(summary.storedBytes)}`,
+      `  stored                ${plural(summary.fullBackupCount, "full backup")} and ${plural(summary.changeSetCount, "change-set")}, ${formatByteSize(summary.storedBytes)}`,
       "",
     ].join("\n"),
   );
@@ -166,7 +176,11 @@ function fullBackupTable(fullBackups: readonly FullBackupSummary[], nowMs: numbe
 }
 
 function ageTable(ages: readonly AgeSummary[]): string {
-  const columns: readonly TableColumn[] = [{ title: "AGE" }, { title: "RESTORE POINTS", align: "right" }, { title: "ONE ABOUT EVERY", align: "right" }];
+  const columns: readonly TableColumn[] = [
+    { title: "AGE" },
+    { title: "RESTORE POINTS", align: "right" },
+    { title: "ONE ABOUT EVERY", align: "right" },
+  ];
   const rows = ages.map((age) => {
     const spacingMs = spacingOf(age);
     const label = age.youngerThanMs === null ? "older" : `up to ${formatDuration(age.youngerThanMs)}`;
@@ -177,7 +191,9 @@ function ageTable(ages: readonly AgeSummary[]): string {
 
 /** The mean distance between neighbours; null for a single restore point, or where the clock stepped back. */
 function spacingOf({ count, oldest, newest }: AgeSummary): number | null {
-  return count < 2 || newest.stampMs < oldest.stampMs ? null : Math.round((newest.stampMs - oldest.stampMs) / (count - 1));
+  return count < 2 || newest.stampMs < oldest.stampMs
+    ? null
+    : Math.round((newest.stampMs - oldest.stampMs) / (count - 1));
 }
 
 function objectTable(replica: Replica, objects: readonly ObjectSummary[]): string {
@@ -224,21 +240,30 @@ function objectNotes(replica: Replica, { copies }: ObjectSummary): readonly stri
     if (replica.trailers.failedDestinations.has(destination)) continue;
     const copy = copies.find((object) => object.destination === destination);
     if (copy === undefined) notes.push(`not at ${backend.location}`);
-    else if (copy.sizeBytes !== copies[0]?.sizeBytes) notes.push(`${formatByteSize(copy.sizeBytes)} at ${backend.location}`);
+    else if (copy.sizeBytes !== copies[0]?.sizeBytes)
+      notes.push(`${formatByteSize(copy.sizeBytes)} at ${backend.location}`);
   }
   for (const copy of copies) {
     const failure = replica.trailers.failureOf(copy);
-    if (failure !== undefined) notes.push(copies.length === 1 ? failure.error.message : `at ${replica.locationOf(copy.destination)}: ${failure.error.message}`);
+    if (failure !== undefined)
+      notes.push(
+        copies.length === 1
+          ? failure.error.message
+          : `at ${replica.locationOf(copy.destination)}: ${failure.error.message}`,
+      );
     else if (!replica.trailers.canUnseal(copy)) notes.push("cannot be read with the configured key");
   }
   return notes;
 }
 
 function warningsOf(replica: Replica): readonly string[] {
-  const { anomalies, anomalyCount } = replica.catalog;
-  const [first] = anomalies.filter(({ kind }) => kind === "foreign-name");
-  const foreign = first === undefined ? [] : [`${anomalyCount} names in the folder are odd or none of bakelite's, such as ${replica.locationOf(first.destination)}/${first.key}`];
-  return [...replica.warnings, ...foreign];
+  const [first, ...others] = replica.catalog.anomalies.filter(({ kind }) => kind === "foreign-name");
+  if (first === undefined) return replica.warnings;
+  const more = others.length === 0 ? "" : ` and ${plural(others.length, "other name")}`;
+  return [
+    ...replica.warnings,
+    `${replica.locationOf(first.destination)}/${first.key}${more} in the folder: not bakelite's, and ignored`,
+  ];
 }
 
 function databaseDocument({ replica, summary, fullBackups, ages, objects }: Details): Record<string, unknown> {
@@ -285,12 +310,22 @@ function objectDocument(replica: Replica, object: ObjectSummary): Record<string,
     settled: facts?.settled ?? null,
     encrypted: copy?.seal !== PLAINTEXT_SEAL,
     seal: copy?.seal,
-    copies: copies.map((each) => ({ destination: replica.locationOf(each.destination), stored_bytes: each.sizeBytes, modified: formatTimestamp(each.modifiedMs) })),
+    copies: copies.map((each) => ({
+      destination: replica.locationOf(each.destination),
+      stored_bytes: each.sizeBytes,
+      modified: formatTimestamp(each.modifiedMs),
+    })),
     notes: objectNotes(replica, object),
   };
 }
 
-function summaryDocument({ newest, oldest, fullBackupCount, changeSetCount, storedBytes }: ReplicaSummary): Record<string, unknown> {
+function summaryDocument({
+  newest,
+  oldest,
+  fullBackupCount,
+  changeSetCount,
+  storedBytes,
+}: ReplicaSummary): Record<string, unknown> {
   return {
     newest_restore_point: newest === null ? null : pointDocument(newest),
     oldest_restore_point: oldest === null ? null : pointDocument(oldest),
@@ -306,6 +341,10 @@ function pointDocument({ index, stampMs }: RestorePoint): Record<string, unknown
 
 function showPoint(point: RestorePoint | null, nowMs: number): string {
   return point === null ? "none" : formatTimestampAndAgo(point.stampMs, nowMs);
+}
+
+function plural(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 function writeJson({ stdout }: CommandContext, document: unknown): void {

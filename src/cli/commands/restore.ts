@@ -15,36 +15,63 @@ import { formatAgo, formatTimestamp, parseTargetTime } from "../../util/timestam
 import type { Command, CommandContext } from "../command.ts";
 
 export const command: Command = {
-  usage: "--db <name> (--output <path> | --if-db-not-exists) [--timestamp <time>] [--force] [--if-replica-exists] [--integrity quick|full|none]",
+  usage:
+    "--db <name> (--output <path> | --if-db-not-exists) [--timestamp <time>] [--force] [--if-replica-exists] [--integrity quick|full|none]",
   description: [
     "Puts a database file together from its backups: the latest restore point, or the newest one at or before --timestamp. The file is written beside its target, checked, and renamed when it is complete.",
-    "Times are RFC 3339 with any offset, a date (midnight UTC), `now`, or an age such as \"1 hour ago\".",
+    'Times are RFC 3339 with any offset, a date (midnight UTC), `now`, or an age such as "1 hour ago".',
   ],
   options: [
-    { name: "output", value: "path", description: "Where to restore to; required unless restoring in place with --if-db-not-exists" },
-    { name: "timestamp", value: "time", description: "Restore the newest restore point at or before this moment; else the latest" },
+    {
+      name: "output",
+      value: "path",
+      description: "Where to restore to; required unless restoring in place with --if-db-not-exists",
+    },
+    {
+      name: "timestamp",
+      value: "time",
+      description: "Restore the newest restore point at or before this moment; else the latest",
+    },
     { name: "force", description: "Replace an existing file, unless somebody has it open" },
     {
       name: "if-db-not-exists",
       description: "Restore to the configured path (or --output), and do nothing when a file is there already",
     },
     { name: "if-replica-exists", description: "Do nothing when nothing has been backed up yet" },
-    { name: "integrity", value: "mode", description: "SQLite's check of the result: full (the default), quick or none" },
+    {
+      name: "integrity",
+      value: "mode",
+      description: "SQLite's check of the result: full (the default), quick or none",
+    },
   ],
   examples: [
     { comment: "Latest state, to a scratch path", command: "bakelite restore --db app --output /tmp/restored.db" },
-    { comment: "Point in time", command: 'bakelite restore --db app --output /tmp/at.db --timestamp 2026-05-25T12:00:00Z' },
-    { comment: "An hour ago", command: 'bakelite restore --db app --output /tmp/an-hour-ago.db --timestamp "1 hour ago"' },
-    { comment: "Before the application starts: seed an empty volume, else do nothing", command: "bakelite restore --db app --if-db-not-exists --if-replica-exists" },
+    {
+      comment: "Point in time",
+      command: "bakelite restore --db app --output /tmp/at.db --timestamp 2026-05-25T12:00:00Z",
+    },
+    {
+      comment: "An hour ago",
+      command: 'bakelite restore --db app --output /tmp/an-hour-ago.db --timestamp "1 hour ago"',
+    },
+    {
+      comment: "Before the application starts: seed an empty volume, else do nothing",
+      command: "bakelite restore --db app --if-db-not-exists --if-replica-exists",
+    },
   ],
   async run(context) {
     const request = readRequest(context);
     const database = await onlyDatabase(context);
     const outputPath = request.output === undefined ? database.path : resolve(request.output);
-    if (request.ifDbNotExists && (await exists(outputPath))) return nothingToDo(context, database, "database-exists", `${outputPath} exists`);
+    if (request.ifDbNotExists && (await exists(outputPath)))
+      return nothingToDo(context, database, "database-exists", `${outputPath} exists`);
 
-    const replica = await openConfiguredReplica(database, { signal: context.signal, firstOnly: !database.validateOnRestore });
-    if (request.ifReplicaExists && replica.isMissing()) return nothingToDo(context, database, "replica-missing", "nothing has been backed up yet");
+    const replica = await openConfiguredReplica(database, {
+      signal: context.signal,
+      firstOnly: !database.validateOnRestore,
+    });
+    if (request.ifReplicaExists && replica.isMissing())
+      return nothingToDo(context, database, "replica-missing", "nothing has been backed up yet");
     const work = new Restore(context, database, replica);
     await work.run(request, outputPath);
     return 0;
@@ -65,11 +92,16 @@ function readRequest({ options, clock }: CommandContext): Request {
   const output = options.text("output");
   const ifDbNotExists = options.has("if-db-not-exists");
   if (output === undefined && !ifDbNotExists)
-    throw new BakeliteError("usage", "`--output` is required", { hint: "to restore to the configured path, add --if-db-not-exists" });
+    throw new BakeliteError("usage", "`--output` is required", {
+      hint: "to restore to the configured path, add --if-db-not-exists",
+    });
   const timestamp = options.text("timestamp");
   return {
     output,
-    target: timestamp === undefined ? { kind: "latest" } : { kind: "time", timeMs: parseTargetTime(timestamp, clock.nowMs()) },
+    target:
+      timestamp === undefined
+        ? { kind: "latest" }
+        : { kind: "time", timeMs: parseTargetTime(timestamp, clock.nowMs()) },
     force: options.has("force"),
     ifDbNotExists,
     ifReplicaExists: options.has("if-replica-exists"),
@@ -101,7 +133,12 @@ async function exists(path: string): Promise<boolean> {
   }
 }
 
-function nothingToDo({ flags, stdout }: CommandContext, database: DatabaseConfig, reason: string, sentence: string): number {
+function nothingToDo(
+  { flags, stdout }: CommandContext,
+  database: DatabaseConfig,
+  reason: string,
+  sentence: string,
+): number {
   if (flags.json) writeJson(stdout, { database: database.name, restored: false, reason });
   else stdout.write(`nothing to restore for ${database.name}: ${printable(sentence)}\n`);
   return 0;
@@ -131,7 +168,11 @@ class Restore {
       plan,
       result,
       request,
-      notes: [...(isFuture ? ["the target lies in the future: this is the latest restore point"] : []), ...plan.notes, ...notesOn(plan, result)],
+      notes: [
+        ...(isFuture ? ["the target lies in the future: this is the latest restore point"] : []),
+        ...plan.notes,
+        ...notesOn(plan, result),
+      ],
       targetMs: request.target.kind === "time" && !isFuture ? request.target.timeMs : nowMs,
       durationMs: clock.monotonicMs() - startMs,
     };
@@ -141,8 +182,19 @@ class Restore {
 
   async #restore(plan: ExplainedPlan, { force, integrity }: Request, outputPath: string): Promise<RestoreResult> {
     const { stderr, clock, signal, logger } = this.#context;
-    logger.debug("restoring", { database: this.#database.name, index: plan.index, full: plan.full.first, changeSets: plan.changeSets.length, bytesToFetch: plan.bytesToFetch });
-    using progress = createProgress({ label: `restoring ${this.#database.name}`, totalBytes: plan.sizePages * plan.pageSizeBytes, output: stderr, clock });
+    logger.debug("restoring", {
+      database: this.#database.name,
+      index: plan.index,
+      full: plan.full.first,
+      changeSets: plan.changeSets.length,
+      bytesToFetch: plan.bytesToFetch,
+    });
+    using progress = createProgress({
+      label: `restoring ${this.#database.name}`,
+      totalBytes: plan.sizePages * plan.pageSizeBytes,
+      output: stderr,
+      clock,
+    });
     let pagesDone = 0;
     return await restoreDatabase(this.#replica, plan, {
       outputPath,
@@ -182,8 +234,13 @@ class Restore {
       restored: true,
       output: result.path,
       target_time: request.target.kind === "time" ? formatTimestamp(request.target.timeMs) : null,
-      restore_point: { index: plan.index, time: formatTimestamp(plan.stampMs), before_target_ms: Math.max(0, targetMs - plan.stampMs) },
-      next_restore_point: plan.next === null ? null : { index: plan.next.index, time: formatTimestamp(plan.next.stampMs) },
+      restore_point: {
+        index: plan.index,
+        time: formatTimestamp(plan.stampMs),
+        before_target_ms: Math.max(0, targetMs - plan.stampMs),
+      },
+      next_restore_point:
+        plan.next === null ? null : { index: plan.next.index, time: formatTimestamp(plan.next.stampMs) },
       full_backup: result.plan.full.first,
       change_sets: result.plan.changeSets.length,
       size_bytes: result.sizeBytes,
@@ -210,7 +267,9 @@ interface Told {
 function notesOn(plan: ExplainedPlan, result: RestoreResult): readonly string[] {
   const notes = result.removedLeftovers.map((path) => `removed ${path}, left over from a restore that was killed`);
   if (result.plan.full !== plan.full || result.plan.changeSets.length !== plan.changeSets.length)
-    notes.push(`objects of the first plan could not be read: made of full backup ${result.plan.full.first} and ${result.plan.changeSets.length} change-sets instead`);
+    notes.push(
+      `objects of the first plan could not be read: made of full backup ${result.plan.full.first} and ${result.plan.changeSets.length} change-sets instead`,
+    );
   return notes;
 }
 
