@@ -48,7 +48,8 @@ export interface Catalog {
   readonly anomalyCount: number;
 }
 
-const MAX_ANOMALIES = 100;
+/** More of them are counted only. */
+export const MAX_ANOMALIES = 100;
 
 /** The object's name, from which `objectKey` makes its key. */
 export function nameOf(object: ReplicaObject): ObjectName {

@@ -41,7 +41,7 @@ async function identityOf(path: string): Promise<Identity | null> {
 }
 
 async function findDescriptor(identities: readonly Identity[]): Promise<FileUser | null> {
-  for (const entry of await readdir("/proc")) {
+  for (const entry of await namesIn("/proc")) {
     const pid = /^\d+$/.test(entry) ? Number(entry) : process.pid;
     if (pid === process.pid) continue;
     for (const descriptor of await namesIn(`/proc/${pid}/fd`)) {

@@ -1,5 +1,5 @@
 import { BakeliteError } from "../util/errors.ts";
-import type { ReplicaObject } from "./catalog.ts";
+import { type Catalog, isEmpty, type ReplicaObject } from "./catalog.ts";
 import type { StatePath } from "./paths.ts";
 import type { Replica } from "./replica.ts";
 import {
@@ -155,12 +155,16 @@ async function explainFailure(replica: Replica, target: RestoreTarget): Promise<
       cause: problem.error,
     });
   for (const error of trailers.failedDestinations.values()) return error;
-  const what =
-    catalog.fulls.length === 0 ? "no full backup is stored yet" : "no full backup has reached a restorable state yet";
-  return new BakeliteError("replica-corrupt", `cannot restore: ${what}`, {
+  return new BakeliteError("replica-corrupt", `cannot restore: ${whatIsMissing(catalog)}`, {
     subject: location,
     hint: "if the daemon is still writing the first full backup (`bakelite status`), wait for it; else run `bakelite verify`",
   });
+}
+
+function whatIsMissing(catalog: Catalog): string {
+  if (isEmpty(catalog)) return "every object is gone, although CURRENT or a manifest is there";
+  if (catalog.fulls.length === 0) return "no full backup is stored yet";
+  return "no full backup has reached a restorable state yet";
 }
 
 function tooEarly(target: RestoreTarget, first: RestorePoint): BakeliteError {

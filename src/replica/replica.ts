@@ -3,7 +3,7 @@ import type { KeyRing } from "../format/envelope.ts";
 import { currentKey, formatName, manifestKey } from "../format/names.ts";
 import type { Backend, StoredObject } from "../storage/backend.ts";
 import { assert, BakeliteError, describeError } from "../util/errors.ts";
-import { type Catalog, CatalogBuilder, isEmpty, nameOf, type ReplicaObject } from "./catalog.ts";
+import { type Catalog, CatalogBuilder, isEmpty, MAX_ANOMALIES, nameOf, type ReplicaObject } from "./catalog.ts";
 import { type CurrentHint, parseCurrent, parseManifest } from "./documents.ts";
 import { LineageGraph, type StatePath } from "./paths.ts";
 import { TrailerCache } from "./trailers.ts";
@@ -37,6 +37,7 @@ export class Replica {
   #current: CurrentHint | null = null;
   #warnings: string[] = [];
   #graph: { readonly version: number; readonly graph: LineageGraph } | null = null;
+  #relistCount = 0;
 
   private constructor(options: ReplicaOptions) {
     this.options = options;
@@ -88,9 +89,13 @@ export class Replica {
     return this.#graph.graph;
   }
 
-  /** Nothing is stored, and every destination has said so. Throws the failure of a destination that could not say it. */
+  /**
+   * Nothing is stored, nor was anything as far as one can see, and every destination has said so. Throws the failure of
+   * a destination that could not say it.
+   */
   isMissing(): boolean {
-    if (!isEmpty(this.#catalog)) return false;
+    const { current, manifest } = this.#catalog;
+    if (!isEmpty(this.#catalog) || [...current, ...manifest].some((stored) => stored !== null)) return false;
     for (const error of this.#trailers.failedDestinations.values()) throw error;
     return true;
   }
@@ -130,6 +135,7 @@ export class Replica {
     trailers.inherit(this.#trailers, this.#allObjects(), (object) => older.get(identityOf(object)));
     this.#trailers = trailers;
     this.#graph = null;
+    this.#warnOfForeignNames();
     await this.#readDocuments();
   }
 
@@ -137,7 +143,8 @@ export class Replica {
    * The path to the index that `pick` chooses, once enough of it has been read: all of it (`whole`), or its full backup and
    * newest change-sets (`ends`: enough to show, since an object that settles late is a large one and rare). What is read
    * may rule a path out, so this picks again until nothing new is needed; each round reads an object that no round before
-   * it has read. null when `pick` finds nothing.
+   * it has read. Where an object has gone since it was listed, compacted away perhaps, this lists anew. null when `pick`
+   * finds nothing.
    */
   async settle(
     pick: (graph: LineageGraph) => number | null | Promise<number | null>,
@@ -147,6 +154,7 @@ export class Replica {
       const { version } = this.#trailers;
       const index = await pick(this.graph);
       this.#trailers.throwWithoutDestination();
+      if (await this.#listAgainIfOutdated()) continue;
       if (index === null) return null;
       const path = this.graph.pathTo(index);
       if (path === null) {
@@ -157,6 +165,26 @@ export class Replica {
       if (unknown.length === 0) return path;
       await this.#trailers.load(unknown);
     }
+  }
+
+  async #listAgainIfOutdated(): Promise<boolean> {
+    const isOutdated = this.#trailers.problems.some(({ kind }) => kind === "missing");
+    if (!isOutdated || this.#relistCount === MAX_RELISTS) return false;
+    this.#relistCount++;
+    await this.refresh();
+    return true;
+  }
+
+  #warnOfForeignNames(): void {
+    const [first, ...others] = this.#catalog.anomalies.filter(({ kind }) => kind === "foreign-name");
+    if (first === undefined) return;
+    const more =
+      others.length === 0
+        ? ""
+        : ` and others (${others.length}${others.length + 1 === MAX_ANOMALIES ? " or more" : ""})`;
+    this.#warnings.push(
+      `ignoring ${this.locationOf(first.destination)}/${first.key}${more}: not a name that bakelite gives`,
+    );
   }
 
   /** Lists and graphs of many objects leave much behind at once, which the collector by itself lets pile up to several times that. */
@@ -244,6 +272,9 @@ export class Replica {
 }
 
 const MANY_OBJECTS = 20_000;
+
+/** A destination that goes on listing what it does not have is taken at its word after so many listings. */
+const MAX_RELISTS = 5;
 
 /** How many of a path's newest change-sets are read to show where it ends. */
 const ENDS = 8;

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { type FileHandle, open, readdir, stat, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { BakeliteError } from "../util/errors.ts";
 import { systemError } from "../util/system-error.ts";
 import { findFileUser } from "./file-users.ts";
 import type { PageSink } from "./lay-pages.ts";
@@ -135,6 +136,9 @@ export async function removeAbandonedStaging(targetPath: string): Promise<readon
   return removed;
 }
 
-function writeError(path: string, error: unknown): Error {
-  return systemError("cannot write the restored database", path, error);
+function writeError(path: string, cause: unknown): Error {
+  const error = systemError("cannot write the restored database", path, cause);
+  if (error.code !== "storage-full") return error;
+  const hint = "free space on that disk, or choose an --output on another one";
+  return new BakeliteError(error.code, `${error.message}: the disk is full`, { subject: path, hint, cause });
 }

@@ -152,7 +152,7 @@ function writeDatabase({ stdout, stderr, clock }: CommandContext, details: Detai
   if (details.fullBackups.length > 0) stdout.write(`\n${fullBackupTable(details.fullBackups, nowMs)}`);
   if (details.ages.length > 0) stdout.write(`\n${ageTable(details.ages)}`);
   if (objects !== null && objects.length > 0) stdout.write(`\n${objectTable(replica, objects)}`);
-  for (const warning of warningsOf(replica)) stderr.write(`note: ${printable(warning)}\n`);
+  for (const warning of replica.warnings) stderr.write(`note: ${printable(warning)}\n`);
 }
 
 function fullBackupTable(fullBackups: readonly FullBackupSummary[], nowMs: number): string {
@@ -256,16 +256,6 @@ function objectNotes(replica: Replica, { copies }: ObjectSummary): readonly stri
   return notes;
 }
 
-function warningsOf(replica: Replica): readonly string[] {
-  const [first, ...others] = replica.catalog.anomalies.filter(({ kind }) => kind === "foreign-name");
-  if (first === undefined) return replica.warnings;
-  const more = others.length === 0 ? "" : ` and ${plural(others.length, "other name")}`;
-  return [
-    ...replica.warnings,
-    `${replica.locationOf(first.destination)}/${first.key}${more} in the folder: not bakelite's, and ignored`,
-  ];
-}
-
 function databaseDocument({ replica, summary, fullBackups, ages, objects }: Details): Record<string, unknown> {
   return {
     name: replica.database,
@@ -290,7 +280,7 @@ function databaseDocument({ replica, summary, fullBackups, ages, objects }: Deta
       newest: pointDocument(age.newest),
     })),
     ...(objects === null ? {} : { objects: objects.map((object) => objectDocument(replica, object)) }),
-    warnings: warningsOf(replica),
+    warnings: replica.warnings,
   };
 }
 
