@@ -110,7 +110,10 @@ export class Connection {
     return this.#checkpoint("PASSIVE");
   }
 
-  /** Waits at most `timeoutMs` for readers of the old WAL, with the write lock held, and restarts it. Blocks. */
+  /**
+   * Waits at most `timeoutMs`, with the write lock held, until nobody reads from the WAL, so that the next writer restarts
+   * it. Blocks.
+   */
   restart(timeoutMs: number): WalCounts {
     this.#busyTimeout(timeoutMs);
     try {

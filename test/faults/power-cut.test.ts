@@ -1,12 +1,12 @@
 // deadline: 240 s
 import { expect, test } from "bun:test";
 import { mkdirSync } from "node:fs";
-import { statePaths } from "../../src/state/layout.ts";
-import { readCursor, writeCursor } from "../../src/state/cursor.ts";
 import { emptyKeyRing } from "../../src/format/envelope.ts";
 import { planRestore } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
 import { restoreDatabase } from "../../src/replica/restore.ts";
+import { readCursor, writeCursor } from "../../src/state/cursor.ts";
+import { statePaths } from "../../src/state/layout.ts";
 import { FileBackend } from "../../src/storage/file.ts";
 import { configPathIn, type DaemonProcess, startDaemon } from "../oracle/daemon-process.ts";
 import { compareLogical, gradeDatabase } from "../oracle/grade.ts";
@@ -20,24 +20,40 @@ import { copyDatabase } from "../support/truncate-checkpoint.ts";
  * Pages that were not synced to a loop-mounted ext4 are not in its image, so a copy of the image is the disk as a power cut
  * would leave it: commits that the application was told of, and that we have shipped, may be gone from the database.
  */
-const mayMount = process.geteuid?.() === 0 && (await succeeds(["sh", "-c", "command -v mkfs.ext4 && test -e /dev/loop-control"]));
+const mayMount =
+  process.geteuid?.() === 0 && (await succeeds(["sh", "-c", "command -v mkfs.ext4 && test -e /dev/loop-control"]));
 
 // Skipped where loop devices cannot be had: the test needs root.
-test.skipIf(!mayMount)("after a power cut the daemon goes on without a new full backup, and the replica equals the database", async () => {
-  await withSeed(async (random) => {
-    for (let cut = 0; cut < 3; cut++) {
-      await using directory = await temporaryDirectory("power");
-      await cutThePower(directory, { seed: random.integer(1, 2 ** 31), commits: random.integer(100, 400), synchronous: cut === 0 ? "OFF" : "NORMAL" });
-    }
-  });
-}, 230_000);
+test.skipIf(!mayMount)(
+  "after a power cut the daemon goes on without a new full backup, and the replica equals the database",
+  async () => {
+    await withSeed(async (random) => {
+      for (let cut = 0; cut < 3; cut++) {
+        await using directory = await temporaryDirectory("power");
+        await cutThePower(directory, {
+          seed: random.integer(1, 2 ** 31),
+          commits: random.integer(100, 400),
+          synchronous: cut === 0 ? "OFF" : "NORMAL",
+        });
+      }
+    });
+  },
+  230_000,
+);
 
-async function cutThePower(directory: TemporaryDirectory, options: { seed: number; commits: number; synchronous: "OFF" | "NORMAL" }): Promise<void> {
+async function cutThePower(
+  directory: TemporaryDirectory,
+  options: { seed: number; commits: number; synchronous: "OFF" | "NORMAL" },
+): Promise<void> {
   const { seed, commits, synchronous } = options;
   const disk = directory.file("disk");
   const [image, afterCut] = [directory.file("disk.img"), directory.file("after.img")];
   mkdirSync(disk);
-  await run(["sh", "-c", `truncate -s 128M '${image}' && mkfs.ext4 -q '${image}' && mount -o loop,commit=600 '${image}' '${disk}'`]);
+  await run([
+    "sh",
+    "-c",
+    `truncate -s 128M '${image}' && mkfs.ext4 -q '${image}' && mount -o loop,commit=600 '${image}' '${disk}'`,
+  ]);
   try {
     const database = `${disk}/app.db`;
     let storedBefore = 0;
@@ -48,7 +64,8 @@ async function cutThePower(directory: TemporaryDirectory, options: { seed: numbe
       // The file system is synced once, so that there is a database after the cut; what follows is up to SQLite and to us.
       await run(["sync", "-f", disk]);
       await writer.waitForAcks(commits);
-      storedBefore = (await daemon.untilStatus((status) => (status.index ?? 0) > 2, { what: "change-sets" })).index ?? 0;
+      storedBefore =
+        (await daemon.untilStatus((status) => (status.index ?? 0) > 2, { what: "change-sets" })).index ?? 0;
       daemon.signal("SIGSTOP");
       process.kill(writer.pid, "SIGSTOP");
       await run(["cp", "--sparse=always", image, afterCut]);

@@ -13,6 +13,10 @@ export interface HammerOptions {
   readonly limitBytes?: number;
   readonly frameMapBytes?: number;
   readonly writers: readonly Omit<StartWriterOptions, "database" | "id" | "seed">[];
+  /** Pages of the database beside what the writers make. */
+  readonly paddingBytes?: number;
+  /** What the first writer is made to do, paused, when a third of the time has passed, while all else goes on. */
+  readonly interlude?: (writer: WriterProcess) => Promise<void>;
   /** How long nothing is looked at, at most, between two syncs. */
   readonly maxPauseMs?: number;
   /** Grade a copy of the shadow about this often; each copy must be a committed state that misses nothing captured. */
@@ -28,6 +32,8 @@ export interface HammerReport {
   readonly complete: number;
   readonly outcomes: Readonly<Record<string, number>>;
   readonly maxWalBytes: number;
+  /** The largest size of the database that was captured. */
+  readonly maxSizePages: number;
   readonly maxLockMs: number;
 }
 
@@ -42,14 +48,18 @@ export async function hammer(options: HammerOptions): Promise<HammerReport> {
   const writers: WriterProcess[] = [];
   let toClose: Shadow | null = null;
   let maxWalBytes = 0;
+  let maxSizePages = 0;
   let syncs = 0;
   let graded = 0;
   try {
     for (const [i, writer] of options.writers.entries()) {
-      writers.push(await startWriter({ ...writer, database: databasePath, id: i + 1, seed: options.random.integer(1, 2 ** 31) }));
+      writers.push(
+        await startWriter({ ...writer, database: databasePath, id: i + 1, seed: options.random.integer(1, 2 ** 31) }),
+      );
       if (i === 0) await eventually(() => (writers[0]?.acks.length ?? 0) > 0, { what: "the first commit" });
     }
-    const shadow = Shadow.attach({
+    await writers[0]?.sql(`CREATE TABLE padding AS SELECT zeroblob(${options.paddingBytes ?? 0}) AS body`);
+    const shadow = new Shadow({
       databasePath,
       shadowPath,
       ...(options.limitBytes === undefined ? {} : { limitBytes: options.limitBytes }),
@@ -57,11 +67,13 @@ export async function hammer(options: HammerOptions): Promise<HammerReport> {
     });
     toClose = shadow;
     const until = performance.now() + options.seconds * 1000;
+    const interlude = playInterlude(options, writers[0]);
     let gradeAt = performance.now();
     while (performance.now() < until) {
       const result = shadow.sync();
       if (result.kind === "fault") throw new Error(`fault ${result.fault}: ${result.detail}`);
       syncs++;
+      maxSizePages = Math.max(maxSizePages, shadow.follower.sizePages);
       maxWalBytes = Math.max(maxWalBytes, shadow.follower.committedBytes);
       if (result.kind === "captured" && options.gradeEveryMs !== undefined && performance.now() > gradeAt) {
         copyFileSync(shadowPath, `${shadowPath}.copy`);
@@ -73,6 +85,7 @@ export async function hammer(options: HammerOptions): Promise<HammerReport> {
       if (checkpoint?.outcome === "behind") continue;
       await Bun.sleep(options.random.integer(0, options.maxPauseMs ?? 20));
     }
+    await interlude;
     for (const writer of writers) await writer.pause();
     await eventually(() => shadow.sync().kind === "captured", { what: "the last commits to be captured" });
     // The judge is the live database's own engine: an older one may leave frames with wrong checksums, which count as
@@ -93,12 +106,21 @@ export async function hammer(options: HammerOptions): Promise<HammerReport> {
       complete: shadow.reports.filter((report) => report.outcome === "complete").length,
       outcomes: countBy(shadow.reports.map((report) => report.outcome)),
       maxWalBytes,
+      maxSizePages,
       maxLockMs: Math.max(0, ...shadow.reports.map((report) => report.lockMs)),
     };
   } finally {
     toClose?.[Symbol.dispose]();
     for (const writer of writers) await writer[Symbol.asyncDispose]();
   }
+}
+
+async function playInterlude(options: HammerOptions, writer: WriterProcess | undefined): Promise<void> {
+  if (options.interlude === undefined || writer === undefined) return;
+  await Bun.sleep((options.seconds * 1000) / 3);
+  await writer.pause();
+  await options.interlude(writer);
+  await writer.resume();
 }
 
 /** Throws with the number of the first page that differs. */

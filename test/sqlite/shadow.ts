@@ -1,6 +1,6 @@
 import { closeSync, ftruncateSync, openSync, writeSync } from "node:fs";
 import { Checkpointer, type CheckpointReport } from "../../src/sqlite/checkpoint.ts";
-import { type CaptureResult, type Continuity, type FollowFault, WalFollower } from "../../src/sqlite/follow.ts";
+import { type CaptureResult, type Continuity, WalFollower } from "../../src/sqlite/follow.ts";
 import type { WalPosition } from "../../src/sqlite/wal.ts";
 import { PageSet } from "../../src/util/page-set.ts";
 
@@ -9,6 +9,13 @@ export interface ShadowOptions {
   readonly shadowPath: string;
   readonly limitBytes?: number;
   readonly frameMapBytes?: number;
+  /** What the shadow file holds already, from a shadow before this one. Without it, the whole database is copied. */
+  readonly cursor?: Cursor;
+}
+
+export interface Cursor {
+  readonly position: WalPosition | null;
+  readonly sizePages: number;
 }
 
 /**
@@ -16,16 +23,19 @@ export interface ShadowOptions {
  * resolves. After each `sync` the shadow is one committed state, so it can be graded at any time.
  */
 export class Shadow implements Disposable {
+  readonly path: string;
   readonly follower: WalFollower;
+  readonly checkpointer: Checkpointer;
   readonly pending = new PageSet();
   readonly reports: CheckpointReport[] = [];
+  readonly continuity: Continuity;
   commits = 0;
-  #checkpointer: Checkpointer;
   #file: number;
   #open = true;
 
-  private constructor(options: ShadowOptions) {
-    const limitBytes = options.limitBytes ?? 1024 * 1024;
+  /** Unless the continuity with the cursor is proven, every page is pending, as a comparison would find it. */
+  constructor(options: ShadowOptions) {
+    this.path = options.shadowPath;
     this.follower = WalFollower.open({
       databasePath: options.databasePath,
       ...(options.frameMapBytes === undefined ? {} : { frameMapBytes: options.frameMapBytes }),
@@ -40,16 +50,15 @@ export class Shadow implements Disposable {
         },
       },
     });
-    this.#checkpointer = new Checkpointer(this.follower, { limitBytes, nowMs: () => performance.now() });
-    this.#file = openSync(options.shadowPath, "w+");
+    const limitBytes = options.limitBytes ?? 1024 * 1024;
+    this.checkpointer = new Checkpointer(this.follower, { limitBytes, nowMs: () => performance.now() });
+    this.#file = openSync(options.shadowPath, options.cursor === undefined ? "w+" : "r+");
+    this.continuity = this.follower.attach(options.cursor ?? null);
+    if (this.continuity.kind === "unproven") this.pending.addRange(1, this.follower.sizePages + 1);
   }
 
-  /** A shadow of the whole database, as a comparison with an empty ledger would find it. */
-  static attach(options: ShadowOptions): Shadow {
-    const shadow = new Shadow(options);
-    shadow.follower.attach(null);
-    shadow.pending.addRange(1, shadow.follower.sizePages + 1);
-    return shadow;
+  get cursor(): Cursor {
+    return { position: this.follower.position, sizePages: this.follower.sizePages };
   }
 
   /** Captures all that is committed and brings the shadow there. */
@@ -80,18 +89,14 @@ export class Shadow implements Disposable {
 
   /** As the replicator does: when the WAL has grown past its limit. */
   checkpointIfDue(): CheckpointReport | null {
-    return this.#checkpointer.isDue ? this.checkpoint() : null;
+    return this.checkpointer.isDue ? this.checkpoint() : null;
   }
 
   checkpoint(): CheckpointReport {
-    const report = this.#checkpointer.run();
+    const report = this.checkpointer.run();
     this.reports.push(report);
     if (report.fault !== null) throw new Error(`checkpoint met a fault: ${report.fault.fault}: ${report.fault.detail}`);
     return report;
-  }
-
-  get position(): WalPosition | null {
-    return this.follower.position;
   }
 
   [Symbol.dispose](): void {
@@ -100,12 +105,4 @@ export class Shadow implements Disposable {
     this.follower.close();
     closeSync(this.#file);
   }
-}
-
-export function faultOf(result: CaptureResult): FollowFault | null {
-  return result.kind === "fault" ? result.fault : null;
-}
-
-export function isProven(continuity: Continuity): boolean {
-  return continuity.kind === "proven";
 }
