@@ -62,11 +62,13 @@ async function adoptFromCursor(inputs: AdoptInputs, cursor: Cursor): Promise<Omi
     newest = stateAfter(opened);
   }
   const beyondCursor = others > 0 ? "other objects" : attempted > 0 ? "attempted put" : "nothing";
-  const fullBackup = (await newestFullBackup(replica, newest, cursor.fullBackup)) ?? cursor.fullBackup;
-  if (fullBackup === null) return { newest, fullBackup: null, beyondCursor };
-  const reachable = coversByName(replica, fullBackup, newest.index);
-  if (reachable) return { newest, fullBackup, beyondCursor };
-  inputs.log.warn("the destination no longer holds what leads to the newest stored state", { index: newest.index });
+  const fullBackup = await newestFullBackup(replica, newest, cursor.fullBackup);
+  if (fullBackup !== null && coversByName(replica, fullBackup, newest.index)) {
+    return { newest, fullBackup, beyondCursor };
+  }
+  await refuseStrangersReplica(inputs, cursor);
+  if (cursor.fullBackup !== null)
+    inputs.log.warn("the destination no longer holds what leads to the newest stored state", { index: newest.index });
   return { newest, fullBackup: null, beyondCursor };
 }
 
@@ -125,6 +127,19 @@ function assertOurs(inputs: AdoptInputs, cursor: Cursor, opened: OpenedObject): 
     );
   }
   log.warn("adopting a state that this host does not remember storing", { index: trailer.last, object: where });
+}
+
+/**
+ * What leads to our newest state is not there. Where something else is instead, the replica is not the one that the cursor
+ * knows: a mistake in a config must not mix two databases under one name.
+ */
+async function refuseStrangersReplica({ replica, takeOver }: AdoptInputs, cursor: Cursor): Promise<void> {
+  const { fulls, changeSets } = replica.catalog;
+  const [newest] = [...fulls, ...changeSets].sort((a, b) => b.last - a.last);
+  const opened = newest === undefined ? null : await replica.trailers.open(newest);
+  if (takeOver || opened === null) return;
+  const { chain, session } = opened.reader.header;
+  if (chain !== cursor.chain && session !== cursor.session) throw anotherWriter(replica.describe(opened.object));
 }
 
 /** Whether names alone say that a path leads from the full backup to `index`; verify looks closer. */

@@ -18,7 +18,7 @@ import type { Wakeup } from "../util/wakeup.ts";
 import { type Adoption, adopt } from "./adopt.ts";
 import { CaptureLoop, type EndOfFollowing, FollowingEnded } from "./capture-loop.ts";
 import { compareWithLedger } from "./compare.ts";
-import type { Destinations } from "./destinations.ts";
+import { type Destinations, isDestinationFailure } from "./destinations.ts";
 import type { FullBackupReason } from "./full-backup.ts";
 import { FullBackups } from "./full-backups.ts";
 import type { Health } from "./health.ts";
@@ -301,7 +301,9 @@ export class Attachment {
       return this.#startChain(adoption, unfinished ? "first backup" : "replica unreadable");
     }
     await this.#goOn(adoption, at.state, at.ledger, signal);
-    return adoption.fullBackup === null ? "destination gap" : null;
+    if (adoption.fullBackup !== null) return null;
+    const isDamaged = replica.catalog.fulls.some((full) => replica.trailers.knowledge(full) === "unusable");
+    return isDamaged ? "replica unreadable" : "destination gap";
   }
 
   /** Goes on in the chain of `stored`, after a comparison if nothing proves that every change since was seen. */
@@ -311,8 +313,11 @@ export class Attachment {
       // What was captured since the cursor's position includes all that was since an attempted put's, unless the machine
       // has booted: then the WAL may have lost frames that the put holds.
       const bootedSince = this.#cursor?.bootId !== this.#machine.bootId;
+      // The same goes for a large set, which may hold images of commits after its position.
+      const isSettled = stored.settled <= stored.index;
       const provenBeyond =
-        adoption.beyondCursor === "nothing" || (adoption.beyondCursor === "attempted put" && !bootedSince);
+        (adoption.beyondCursor === "nothing" && (isSettled || !bootedSince)) ||
+        (adoption.beyondCursor === "attempted put" && !bootedSince);
       let position = stored.position;
       if (this.#proven && provenBeyond)
         log.debug("continuity is proven: going on from the WAL", { index: stored.index });
@@ -429,6 +434,7 @@ export class Attachment {
         nextCapture: () => this.#capture.nextCapture(),
         newHeader: (kind, first, from) => this.#newHeader(kind, first, from),
         openReplica: (signal) => this.#openReplica(signal),
+        retrying: (signal, work) => this.#retrying(signal, work),
       },
       reason,
     );
@@ -498,10 +504,10 @@ export class Attachment {
       return 0;
     } catch (error) {
       log.warn("not everything that is committed could be stored before the stop", {
-        commits: this.#pending.commits,
+        commits: shipper.unstoredCommits,
         error: describeError(error),
       });
-      return Math.max(1, this.#pending.commits);
+      return Math.max(1, shipper.unstoredCommits);
     }
   }
 
@@ -514,12 +520,6 @@ export class Attachment {
       this.#follower.close();
     }
   }
-}
-
-/** A destination does not do what it should; the database is not at fault, and following it goes on. */
-export function isDestinationFailure(error: unknown): boolean {
-  if (!(error instanceof BakeliteError)) return false;
-  return error.code === "storage-unreachable" || error.code === "storage-denied" || error.code === "storage-full";
 }
 
 /** Waits for all; when the first of them ends, in whatever way, tells the others to. Throws the first failure. */

@@ -48,19 +48,25 @@ export class Destinations {
   /**
    * Puts the object under its name, which nobody may have taken. A streamed body goes to the first destination and is copied
    * from there, since it is never encoded twice. Throws `replica-foreign` when another writer has that name with other bytes.
+   *
+   * After a failure call it again with the same object, unless that is a stream that was not sent to its end
+   * (`footerSha256` is null). One that was may be stored although the answer was lost, so then the destination is asked.
+   * "lost": it does not have it, and the object must be encoded anew.
    */
-  async store(object: EncodedObject, signal: AbortSignal): Promise<void> {
+  async store(object: EncodedObject, signal: AbortSignal): Promise<"stored" | "lost"> {
     const key = objectKey(this.#database, object.name);
     const [first, ...others] = this.#all;
     if (first === undefined) throw new BakeliteError("internal", "a database has at least one destination");
     if (object.source.replayable) {
       await Promise.all(this.#all.map(({ backend }) => this.#put(backend, key, object.source, object, signal)));
-      return;
+      return "stored";
     }
-    await this.#put(first.backend, key, object.source, object, signal);
+    if (object.footerSha256() === null) await this.#put(first.backend, key, object.source, object, signal);
+    else if (!(await holds(first.backend, key, object, signal))) return "lost";
     for (const { backend } of others) {
       await this.#put(backend, key, storedSource(first.backend, key, signal), object, signal);
     }
+    return "stored";
   }
 
   /** Rewrites `CURRENT` everywhere. */
@@ -84,11 +90,14 @@ export class Destinations {
     const outcome = await backend.put(key, source, { ifAbsent: true, signal });
     if (outcome === "stored") return;
     // The name is taken: by our own first try, whose answer was lost, or by somebody else.
-    const ours = object.footerSha256();
-    const theirs = await storedFooterSha256(backend, key, signal);
-    if (ours !== null && theirs !== null && Buffer.compare(ours, theirs) === 0) return;
-    throw anotherWriter(`${backend.location}/${key}`);
+    if (!(await holds(backend, key, object, signal))) throw anotherWriter(`${backend.location}/${key}`);
   }
+}
+
+/** A destination does not do what it should; the database is not at fault, and following it goes on. */
+export function isDestinationFailure(error: unknown): boolean {
+  if (!(error instanceof BakeliteError)) return false;
+  return error.code === "storage-unreachable" || error.code === "storage-denied" || error.code === "storage-full";
 }
 
 export function anotherWriter(subject: string): BakeliteError {
@@ -96,6 +105,13 @@ export function anotherWriter(subject: string): BakeliteError {
     subject,
     hint: "stop the other daemon, or give this database another name; `bakelite daemon --take-over` goes on from what it stored",
   });
+}
+
+/** Whether the very bytes of `object` are stored there. */
+async function holds(backend: Backend, key: string, object: EncodedObject, signal: AbortSignal): Promise<boolean> {
+  const ours = object.footerSha256();
+  const theirs = await storedFooterSha256(backend, key, signal);
+  return ours !== null && theirs !== null && Buffer.compare(ours, theirs) === 0;
 }
 
 /** The footer's SHA-256 of a stored object, or null when it is gone or too short to have one. */

@@ -9,8 +9,9 @@ import { BakeliteError } from "../util/errors.ts";
 import type { Logger } from "../util/logger.ts";
 import type { Semaphore } from "../util/semaphore.ts";
 import { Wakeup } from "../util/wakeup.ts";
+import { FollowingEnded } from "./capture-loop.ts";
 import { compareWithLedger } from "./compare.ts";
-import type { Destinations } from "./destinations.ts";
+import { type Destinations, isDestinationFailure } from "./destinations.ts";
 import { digestOfLedger } from "./digest.ts";
 import { type FullBackup, type FullBackupReason, fullBackup } from "./full-backup.ts";
 import { commitLedger, pagesThatDiffer, replay } from "./ledger.ts";
@@ -36,6 +37,8 @@ export interface FullBackupsInputs {
   readonly nextCapture: () => Promise<void>;
   readonly newHeader: (kind: "full" | "current", first: number, from: StoredState) => ObjectHeader;
   readonly openReplica: (signal: AbortSignal) => Promise<Replica>;
+  /** Calls `work` again, after a while, as long as a destination is what fails. */
+  readonly retrying: (signal: AbortSignal, work: () => Promise<void>) => Promise<void | "stopped">;
 }
 
 export interface FullBackupUnderWay {
@@ -59,12 +62,17 @@ const LEVELS: Readonly<Record<FullBackupReason, "debug" | "info" | "warn">> = {
 const SHORTEST_LOOK_MS = 100;
 const LONGEST_LOOK_MS = 60_000;
 
+/** How many names in a row may be taken by what is no full backup. */
+const MAX_TAKEN_NAMES = 16;
+
 /** Decides when a full backup is due, and takes it. */
 export class FullBackups {
   readonly #inputs: FullBackupsInputs;
   readonly #byReason = new Map<string, number>();
   #underWay: FullBackupUnderWay | null = null;
   #wanted: FullBackupReason | null;
+  /** A full backup was stored that `CURRENT` does not name yet. */
+  #isCurrentStale = false;
   readonly #wakeup = new Wakeup();
   bytesShipped = 0;
 
@@ -89,7 +97,9 @@ export class FullBackups {
     if (newest === null) return null;
     const count = shipper.stored.index - newest.index;
     if (settings.maxSegmentsPerSnapshot > 0 && count >= settings.maxSegmentsPerSnapshot) return "change-set count";
-    if (settings.snapshotIntervalMs > 0 && clock.nowMs() - newest.atMs >= settings.snapshotIntervalMs) {
+    // One that was taken long after now has no known age: the clock was wrong then, or is now.
+    const ageMs = Math.abs(clock.nowMs() - newest.atMs);
+    if (settings.snapshotIntervalMs > 0 && ageMs >= settings.snapshotIntervalMs) {
       // Nothing changed since: the interval is met by proving that the file is still what is stored.
       return shipper.stored.index > newest.settled ? "interval" : "check";
     }
@@ -115,6 +125,7 @@ export class FullBackups {
 
   /** Takes the one that is due, if any. Throws what the destinations throw. */
   async takeIfDue(signal: AbortSignal): Promise<void> {
+    if (this.#isCurrentStale) await this.#writeCurrent(signal);
     const reason = this.due();
     if (reason === null) return;
     using _slot = await this.#inputs.slots.acquire({ signal });
@@ -123,9 +134,8 @@ export class FullBackups {
   }
 
   async #take(reason: FullBackupReason, signal: AbortSignal): Promise<void> {
-    const { shipper, pending, clock, log, destinations, local, ledgerPath, database } = this.#inputs;
-    const from = shipper.stored;
-    await this.#assertNameIsFree(from, signal);
+    const { shipper, pending, clock, log, local, ledgerPath, database } = this.#inputs;
+    const from = await this.#stateWithFreeName(signal);
     const newLedger = shipper.ledger === null ? await openNewLedger(ledgerPath) : null;
     const startedMs = clock.nowMs();
     const startedMonotonicMs = clock.monotonicMs();
@@ -138,15 +148,17 @@ export class FullBackups {
     pending.startForcing();
     try {
       const full = this.#start(from, reason, newLedger, signal);
-      await destinations.store(full.object, signal);
+      await this.#store(full, signal);
       if (newLedger !== null) {
-        await shipper.between(() => this.#adoptLedger(newLedger, from, signal), signal);
+        // Not the whole of it again because the destination does not answer just now.
+        const adopting = () => shipper.between(() => this.#adoptLedger(newLedger, from, signal), signal);
+        if ((await this.#inputs.retrying(signal, adopting)) === "stopped") throw new FollowingEnded();
         adopted = true;
       }
       const seal = this.#inputs.newHeader("full", from.index, from).keyFingerprint ?? PLAINTEXT_SEAL;
       local.tookFullBackup({ index: from.index, settled: full.settled(), atMs: startedMs, seal });
       this.#wanted = null;
-      await this.#writeCurrent(from.index, seal, signal);
+      this.#isCurrentStale = true;
       await local.write();
       this.bytesShipped += full.object.sizeBytes();
       log[LEVELS[reason]]("full backup stored", {
@@ -156,6 +168,7 @@ export class FullBackups {
         sizeBytes: full.object.sizeBytes(),
         tookMs: Math.round(clock.monotonicMs() - startedMonotonicMs),
       });
+      await this.#writeCurrent(signal);
     } finally {
       pending.stopForcing();
       this.#underWay = null;
@@ -164,17 +177,53 @@ export class FullBackups {
     }
   }
 
-  /** An earlier put whose answer was lost may have stored a full backup under this name: an attach adopts it. */
-  async #assertNameIsFree(from: StoredState, signal: AbortSignal): Promise<void> {
+  /** A full backup whose last bytes were sent may be stored although the answer was lost: it is not made twice. */
+  async #store({ object }: FullBackup, signal: AbortSignal): Promise<void> {
+    const { destinations } = this.#inputs;
+    try {
+      await destinations.store(object, signal);
+    } catch (error) {
+      if (signal.aborted || !isDestinationFailure(error) || object.footerSha256() === null) throw error;
+      if ((await destinations.store(object, signal)) === "lost") throw error;
+    }
+  }
+
+  /**
+   * The newest stored state, for which no full backup may be stored yet. An earlier put whose answer was lost may have
+   * stored one: an attach adopts it. What else has its name is of no use and stays there, so the next state gets one.
+   */
+  async #stateWithFreeName(signal: AbortSignal): Promise<StoredState> {
+    const { shipper, openReplica, log } = this.#inputs;
+    for (let tries = 0; tries < MAX_TAKEN_NAMES; tries++) {
+      const from = shipper.stored;
+      const location = await this.#locationOfName(from, signal);
+      if (location === null) return from;
+      const replica = await openReplica(signal);
+      for (const object of replica.catalog.fulls.filter((full) => full.first === from.index)) {
+        const opened = await replica.trailers.open(object);
+        if (opened?.reader.header.chain !== from.chain) continue;
+        throw new BakeliteError("io", "a full backup of this state is stored already: attaching anew to adopt it", {
+          subject: location,
+        });
+      }
+      log.warn("something that is no full backup has the name of one; taking that of a later state", { object: location });
+      await shipper.untilStored(from.index + 1, signal);
+    }
+    throw new BakeliteError("replica-foreign", "the names of full backups are taken by what is none", {
+      subject: `${this.#inputs.database}/full`,
+      hint: "run `bakelite verify` to see what is in the replica's folder",
+    });
+  }
+
+  /** Where an object with the name of a full backup of this state is stored; null when nowhere. */
+  async #locationOfName(from: StoredState, signal: AbortSignal): Promise<string | null> {
     const { destinations, newHeader, database } = this.#inputs;
     const seal = newHeader("full", from.index, from).keyFingerprint ?? PLAINTEXT_SEAL;
     const key = objectKey(database, { kind: "full", index: from.index, seal });
     for (const backend of destinations.backends) {
-      if ((await backend.stat(key, { signal })) === null) continue;
-      throw new BakeliteError("io", "a full backup of this state is stored already, and is adopted by attaching anew", {
-        subject: `${backend.location}/${key}`,
-      });
+      if ((await backend.stat(key, { signal })) !== null) return `${backend.location}/${key}`;
     }
+    return null;
   }
 
   #start(from: StoredState, reason: FullBackupReason, newLedger: LedgerFile | null, signal: AbortSignal): FullBackup {
@@ -246,7 +295,7 @@ export class FullBackups {
   async #adoptLedger(ledger: LedgerFile, from: StoredState, signal: AbortSignal): Promise<void> {
     const { shipper, openReplica, ledgerPath, database } = this.#inputs;
     const { stored } = shipper;
-    if (!(await replay(ledger, await openReplica(signal), from, from.sizePages, stored))) {
+    if ((await replay(ledger, await openReplica(signal), from, from.sizePages, stored)) === null) {
       throw new BakeliteError("replica-corrupt", "the change-sets since the full backup cannot be read back", {
         subject: `${database}, indexes ${from.index + 1} to ${stored.index}`,
         hint: "check the destination; the daemon takes another full backup",
@@ -259,9 +308,12 @@ export class FullBackups {
     shipper.useLedger(ledger, digest);
   }
 
-  async #writeCurrent(full: number, seal: string, signal: AbortSignal): Promise<void> {
-    const { shipper, destinations, newHeader, encoding, clock } = this.#inputs;
+  /** `CURRENT` names the newest full backup from now on; a failed try is made up for before the next one is taken. */
+  async #writeCurrent(signal: AbortSignal): Promise<void> {
+    const { shipper, destinations, newHeader, encoding, clock, local } = this.#inputs;
     const { stored } = shipper;
+    if (local.fullBackup === null) return;
+    const { index: full, seal } = local.fullBackup;
     const header = newHeader("current", stored.index, stored);
     const { chain, index, lineage } = stored;
     await destinations.storeCurrent(
@@ -270,6 +322,7 @@ export class FullBackups {
       { chain, full, seal, index, lineage, written_ms: clock.nowMs() },
       signal,
     );
+    this.#isCurrentStale = false;
   }
 }
 

@@ -16,8 +16,8 @@ export interface LedgerAt {
 
 /**
  * Brings the ledger file at `path` to `target`: by replaying the page lists of the objects since its slot, or from the newest
- * full backup on when the file is absent, damaged, or of another chain. Null when the replica cannot give it. The
- * caller closes it.
+ * full backup on when the file is absent, damaged, of another chain, or its entries do not add up to the digest that was
+ * recorded. Null when the replica cannot give it. The caller closes it.
  */
 export async function openLedgerAt(
   path: string,
@@ -29,8 +29,11 @@ export async function openLedgerAt(
   try {
     const slot = ledger.slot;
     if (slot?.complete === true && slot.chain === target.chain && slot.pageSizeBytes === target.pageSizeBytes) {
-      if (await replay(ledger, replica, slot, slot.sizePages, target)) return await settle(ledger, target);
-      log.info("the page ledger cannot be brought up to date by replay", { slot: slot.index, wanted: target.index });
+      const reached = await replay(ledger, replica, slot, slot.sizePages, target);
+      const settled = reached === null || reached.digest === null ? null : await settle(ledger, target, reached.digest);
+      if (settled !== null) return settled;
+      const why = reached === null ? "objects are missing" : "its entries are not what its slot says";
+      log.warn("the page ledger cannot be brought up to date", { why, slot: slot.index, wanted: target.index });
     }
   } catch (error) {
     await ledger.close();
@@ -40,26 +43,29 @@ export async function openLedgerAt(
   return await rebuildLedger(path, replica, target, log);
 }
 
-/** Writes the page lists of every object after `from` up to `target`; false, with the entries in any state, if one is missing. */
+/**
+ * Writes the page lists of every object after `from` up to `target`, and gives the digest recorded there; null, with the
+ * entries in any state, if an object is missing.
+ */
 export async function replay(
   ledger: LedgerFile,
   replica: Replica,
-  from: { readonly index: number; readonly lineage: string; readonly chain: string },
+  from: { readonly index: number; readonly lineage: string; readonly chain: string; readonly digest: string | null },
   fromSizePages: number,
   target: StoredState,
-): Promise<boolean> {
-  if (from.index === target.index) return from.lineage === target.lineage;
-  if (from.index > target.index) return false;
+): Promise<{ readonly digest: string | null } | null> {
+  if (from.index === target.index) return from.lineage === target.lineage ? from : null;
+  if (from.index > target.index) return null;
   let sizePages = fromSizePages;
   for await (const opened of walkLineage(replica, from)) {
     const state = stateAfter(opened);
-    if (state.index > target.index) return false;
+    if (state.index > target.index) return null;
     await applyPageLists(ledger, opened);
     if (state.sizePages < sizePages) ledger.truncate(state.sizePages);
     sizePages = state.sizePages;
-    if (state.index === target.index) return state.lineage === target.lineage;
+    if (state.index === target.index) return state.lineage === target.lineage ? state : null;
   }
-  return false;
+  return null;
 }
 
 /** The entries of every page in the object. Absolute, so they can be applied again. */
@@ -89,8 +95,9 @@ async function rebuildLedger(
     try {
       await applyPageLists(ledger, opened);
       const start = { ...stateAfter(opened), index: full.first };
-      if (await replay(ledger, replica, start, start.sizePages, target)) {
-        const settled = await settle(ledger, target);
+      const reached = await replay(ledger, replica, start, start.sizePages, target);
+      const settled = reached === null ? null : await settle(ledger, target, reached.digest);
+      if (settled !== null) {
         await replaceLedger(path, newPath);
         return settled;
       }
@@ -103,9 +110,11 @@ async function rebuildLedger(
   return null;
 }
 
-async function settle(ledger: LedgerFile, target: StoredState): Promise<LedgerAt> {
+/** Null when the entries do not add up to the digest that was recorded for `target`, as far as one was. */
+async function settle(ledger: LedgerFile, target: StoredState, recorded: string | null): Promise<LedgerAt | null> {
   ledger.truncate(target.sizePages);
   const digest = digestOfLedger(ledger, target.sizePages, target.pageSizeBytes);
+  if (recorded !== null && recorded !== digest) return null;
   const state = { ...target, digest };
   await commitLedger(ledger, state);
   return { ledger, state };

@@ -64,8 +64,13 @@ export class PendingSet implements CaptureSink {
       this.#pages.deleteAbove(afterPages);
       this.#forced.deleteAbove(afterPages);
     } else {
-      // A page that the growth skipped is in no frame, and still part of the new state.
-      for (let page = beforePages + 1; page <= afterPages; page++) if (page !== this.#lockPage) this.page(page);
+      // A page that the growth skipped is in no frame, and still part of the new state. Nor may one be dropped that comes
+      // back as it was: a full backup may have passed its place while it was gone.
+      for (let page = beforePages + 1; page <= afterPages; page++) {
+        if (page === this.#lockPage) continue;
+        this.#pages.add(page);
+        this.#forced.add(page);
+      }
     }
     this.#sizePages = afterPages;
   }

@@ -27,6 +27,7 @@ export type Phase =
   | { readonly kind: "stopped"; readonly detail: string | null };
 
 const RETRY_BASE_MS = 1000;
+const FAULT_MEMORY_MS = 60_000;
 const ABSENT_POLL_MS = 1000;
 const BUSY_POLL_MS = 50;
 /** Older temporary files in the state directory are a dead process's. */
@@ -49,6 +50,8 @@ export class Replicator {
   #phase: Phase = { kind: "starting" };
   #phaseSinceMs: number;
   #busySinceMs: number | null = null;
+  #faults = 0;
+  #lastFaultMs = Number.NEGATIVE_INFINITY;
   #onChange: () => void = () => {};
   #before: Totals = { changeSets: 0, bytesShipped: 0, longestLockMs: 0, fullBackupsByReason: {} };
 
@@ -98,6 +101,8 @@ export class Replicator {
    * database whose directory is not there yet is locked later.
    */
   async prepare(): Promise<void> {
+    // Somebody who removes `.bakelite/` takes the lock with it: another daemon could start, and nothing could be written.
+    if (this.#lock !== null && !(await this.#lock.isInPlace())) await this.close();
     if (this.#lock !== null) return;
     try {
       const path = await resolveDatabasePath(this.inputs.path);
@@ -121,8 +126,10 @@ export class Replicator {
         failures = 0;
         this.#busySinceMs = null;
         if (end?.kind === "stopped") return this.#stopped(end.unshipped);
-        if (end?.kind === "fault")
+        if (end?.kind === "fault") {
           this.inputs.log.warn("following is interrupted: attaching anew", { reason: end.detail });
+          await this.#restAfterFault(stop);
+        }
       } catch (error) {
         if (stop.aborted) break;
         if (await this.#isPatient(error, stop)) continue;
@@ -158,6 +165,14 @@ export class Replicator {
     if (clock.monotonicMs() - this.#busySinceMs >= settings.busyTimeoutMs) return false;
     await delay(BUSY_POLL_MS, stop).catch(() => {});
     return true;
+  }
+
+  /** The first fault is attached after at once; those that follow one another closely are not to keep the machine busy. */
+  async #restAfterFault(stop: AbortSignal): Promise<void> {
+    const nowMs = this.inputs.clock.monotonicMs();
+    this.#faults = nowMs - this.#lastFaultMs > FAULT_MEMORY_MS ? 1 : this.#faults + 1;
+    if (this.#faults > 1) await delay(backoffDelayMs(this.#faults - 1, { baseMs: RETRY_BASE_MS }), stop).catch(() => {});
+    this.#lastFaultMs = this.inputs.clock.monotonicMs();
   }
 
   async #once(stop: AbortSignal): Promise<AttachmentEnd | null> {

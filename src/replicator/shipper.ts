@@ -8,7 +8,7 @@ import { BakeliteError } from "../util/errors.ts";
 import type { Logger } from "../util/logger.ts";
 import { Wakeup } from "../util/wakeup.ts";
 import { type ChangeSet, encodeChangeSet } from "./change-set.ts";
-import { anotherWriter, type Destinations } from "./destinations.ts";
+import { anotherWriter, type Destinations, isDestinationFailure } from "./destinations.ts";
 import { applyPageLists, commitLedger } from "./ledger.ts";
 import type { LocalState } from "./local-state.ts";
 import type { PendingSet, TakenSet } from "./pending.ts";
@@ -90,6 +90,11 @@ export class Shipper {
   /** When the oldest commit that is not stored yet was captured, Unix milliseconds; null when everything is stored. */
   get oldestUnstoredMs(): number | null {
     return this.#inFlight?.taken.firstCommitMs ?? this.#inputs.pending.firstCommitMs;
+  }
+
+  /** Captured commits that no destination has confirmed. */
+  get unstoredCommits(): number {
+    return this.#inputs.pending.commits + (this.#inFlight?.taken.commits ?? 0);
   }
 
   /** Everything captured is stored, and nothing waits to be settled. */
@@ -186,6 +191,8 @@ export class Shipper {
       if (this.#kept === null) return;
     }
     await this.#store(this.#kept, signal);
+    // A destination that is slower than the commits leaves no pause for this.
+    await this.writeLocalState(false);
   }
 
   /** Writes the cursor and the ledger's slot if they are behind and `always`, or it is time. */
@@ -255,15 +262,12 @@ export class Shipper {
     const { destinations, log } = this.#inputs;
     const { changeSet, taken } = kept;
     try {
-      if (!kept.isPut) await destinations.store(changeSet.object, signal);
+      if (!kept.isPut && (await destinations.store(changeSet.object, signal)) === "lost") return this.#giveBack(taken);
       kept.isPut = true;
     } catch (error) {
-      if (!changeSet.object.source.replayable) {
-        // A stream cannot be sent again: its pages are resolved anew, and with them what was captured meanwhile.
-        this.#inputs.pending.giveBack(taken);
-        this.#kept = null;
-        this.#inFlight = null;
-      }
+      const mayBeStored = isDestinationFailure(error) || signal.aborted;
+      const isSent = mayBeStored && changeSet.object.footerSha256() !== null;
+      if (!changeSet.object.source.replayable && !isSent) this.#giveBack(taken);
       throw error;
     }
     const state = changeSet.state();
@@ -282,6 +286,13 @@ export class Shipper {
       sizeBytes: changeSet.object.sizeBytes(),
       settled: state.settled,
     });
+  }
+
+  /** A stream cannot be sent again: its pages are resolved anew, and with them what was captured meanwhile. */
+  #giveBack(taken: TakenSet): void {
+    this.#inputs.pending.giveBack(taken);
+    this.#kept = null;
+    this.#inFlight = null;
   }
 
   #setStored(state: StoredState): void {
