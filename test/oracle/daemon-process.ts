@@ -94,7 +94,6 @@ export class DaemonProcess implements AsyncDisposable {
   readonly #process: Bun.Subprocess<"ignore", "ignore", "pipe">;
   readonly #outputEnded: Promise<void>;
   readonly #log: DaemonLogLine[] = [];
-  /** What it said that is no log line, such as why it could not start. */
   #complaints = "";
   /** Somebody here asked it to end. */
   #ending = false;
@@ -126,6 +125,11 @@ export class DaemonProcess implements AsyncDisposable {
 
   get label(): string {
     return `the daemon (pid ${this.pid})`;
+  }
+
+  /** What it said that is no log line, such as why it could not start; a line that a SIGKILL cut short is left out. */
+  get complaints(): string {
+    return this.#complaints;
   }
 
   /** Its last words, for messages. */
@@ -244,7 +248,6 @@ export class DaemonProcess implements AsyncDisposable {
       this.#log.push(JSON.parse(line) as DaemonLogLine);
     } catch {
       // A SIGKILL may cut a line short.
-      this.#complaints += `${line}\n`;
     }
   }
 }

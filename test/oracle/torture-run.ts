@@ -1,0 +1,83 @@
+// Tortures one database: `npm run torture -- --seconds 60 --kills 8 --writers 3 --seed 1`. With --runs it goes on with the
+// seeds that follow. Ends with status 1 at the first thing that is wrong.
+import { parseArgs } from "node:util";
+import type { Setting } from "./daemon-process.ts";
+import { describeReport, torture } from "./torture.ts";
+import { isRoleName, type RoleName } from "./torture-cast.ts";
+
+const { values } = parseArgs({
+  options: {
+    seconds: { type: "string", default: "60" },
+    kills: { type: "string", default: "8" },
+    /** A number, or roles: `--writers normal,hostile,flat-out`. */
+    writers: { type: "string", default: "3" },
+    seed: { type: "string" },
+    runs: { type: "string", default: "1" },
+    "page-size": { type: "string" },
+    "auto-vacuum": { type: "string" },
+    "target-bytes": { type: "string" },
+    /** Bytes that the database has from the beginning. */
+    ballast: { type: "string", default: "0" },
+    encrypted: { type: "boolean", default: false },
+    /** The compiled program instead of the source. */
+    executable: { type: "boolean", default: false },
+    /** A key of [defaults], as `--set max_wal_size=64KiB`; several times. */
+    set: { type: "string", multiple: true, default: [] },
+    verbose: { type: "boolean", default: false },
+  },
+});
+
+const firstSeed =
+  values.seed === undefined ? (crypto.getRandomValues(new Uint32Array(1))[0] ?? 0) : wholeNumber("seed", values.seed);
+for (let run = 0; run < wholeNumber("runs", values.runs); run++) {
+  const startedMs = performance.now();
+  const report = await torture({
+    seed: (firstSeed + run) >>> 0,
+    seconds: wholeNumber("seconds", values.seconds),
+    kills: wholeNumber("kills", values.kills),
+    writers: writers(values.writers),
+    writerOptions: {
+      ...(values["page-size"] === undefined ? {} : { pageSizeBytes: wholeNumber("page-size", values["page-size"]) }),
+      ...(values["auto-vacuum"] === undefined ? {} : { autoVacuum: autoVacuum(values["auto-vacuum"]) }),
+      ...(values["target-bytes"] === undefined
+        ? {}
+        : { targetBytes: wholeNumber("target-bytes", values["target-bytes"]) }),
+    },
+    settings: Object.fromEntries(values.set.map(setting)),
+    ballastBytes: wholeNumber("ballast", values.ballast),
+    encrypted: values.encrypted,
+    program: values.executable ? "executable" : "source",
+    ...(values.verbose
+      ? { tell: (what) => console.error(`${((performance.now() - startedMs) / 1000).toFixed(1)} s  ${what}`) }
+      : {}),
+  });
+  console.log(describeReport(report));
+}
+
+function wholeNumber(name: string, text: string): number {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 0) throw new Error(`--${name} is ${text}, and must be a whole number`);
+  return value;
+}
+
+function writers(text: string): number | readonly RoleName[] {
+  if (/^\d+$/.test(text)) return Number(text);
+  return text.split(",").map((name) => {
+    if (isRoleName(name)) return name;
+    throw new Error(`--writers has no role ${name}`);
+  });
+}
+
+function autoVacuum(text: string): "none" | "full" | "incremental" {
+  if (text === "none" || text === "full" || text === "incremental") return text;
+  throw new Error(`--auto-vacuum is ${text}, and must be none, full or incremental`);
+}
+
+/** `key=value`: numbers and booleans as they are, all else as a string. */
+function setting(text: string): [string, Setting] {
+  const at = text.indexOf("=");
+  if (at < 1) throw new Error(`--set is ${text}, and must be key=value`);
+  const value = text.slice(at + 1);
+  if (value === "true" || value === "false") return [text.slice(0, at), value === "true"];
+  return [text.slice(0, at), /^\d+$/.test(value) ? Number(value) : value];
+}

@@ -1,0 +1,60 @@
+// deadline: 600 s
+import { expect, test } from "bun:test";
+import { runSeed } from "../support/random.ts";
+import { describeReport, type TortureOptions, type TortureReport, torture } from "./torture.ts";
+
+const TIMEOUT_MS = 280_000;
+
+async function tortured(options: Omit<TortureOptions, "seed">): Promise<TortureReport> {
+  const report = await torture({ ...options, seed: runSeed() });
+  if (process.env["BAKELITE_TEST_REPORT"] === "1") console.log(describeReport(report));
+  return report;
+}
+
+test(
+  "60 s of three writers, one of them hostile, and 8 kills of the daemon lose nothing, and every restore is a moment of the database",
+  async () => {
+    const report = await tortured({ seconds: 60, writers: 3, kills: 8, program: "executable" });
+    expect(report.daemonKills).toBe(8);
+    expect(report.commits).toBeGreaterThan(500);
+    expect(report.restoredLatest + report.restoredAtTimes).toBeGreaterThan(10);
+    expect(report.restoredAtRest).toBeGreaterThanOrEqual(15);
+    expect(report.fullBackups).toEqual({ "first backup": 1 });
+  },
+  TIMEOUT_MS,
+);
+
+test(
+  "full backups that begin all the time while change-sets go on, with a WAL that is always too large, restore the same states",
+  async () => {
+    const report = await tortured({
+      seconds: 15,
+      writers: 3,
+      kills: 2,
+      settings: {
+        debounce: "20ms",
+        max_batch_delay: "100ms",
+        max_wal_size: "64KiB",
+        snapshot_interval: "5s",
+        max_segments_per_snapshot: 3,
+      },
+    });
+    expect(report.fullBackups["change-set count"]).toBeGreaterThan(3);
+    expect(report.indexes).toBeGreaterThan(10);
+  },
+  TIMEOUT_MS,
+);
+
+test(
+  "full backups that begin between two change-sets hold no image that is gone again when the next one is encoded",
+  async () => {
+    const report = await tortured({
+      seconds: 15,
+      writers: ["normal", "python"],
+      kills: 0,
+      settings: { debounce: "300ms", max_batch_delay: "600ms", max_wal_size: "64KiB", snapshot_interval: "1s" },
+    });
+    expect(report.fullBackups["interval"]).toBeGreaterThan(3);
+  },
+  TIMEOUT_MS,
+);
