@@ -21,9 +21,24 @@ export const registry: readonly RegistryEntry[] = [
     load: async () => (await import("./commands/list.ts")).command,
   },
   {
+    name: "status",
+    summary: "Show what the daemon is doing, or check that all is well",
+    load: async () => (await import("./commands/status.ts")).command,
+  },
+  {
     name: "restore",
     summary: "Reconstruct a database: its latest state or any recorded moment",
     load: async () => (await import("./commands/restore.ts")).command,
+  },
+  {
+    name: "verify",
+    summary: "Check that what is stored is intact and can be restored",
+    load: async () => (await import("./commands/verify.ts")).command,
+  },
+  {
+    name: "config",
+    summary: "Show the effective policy of each database and where it comes from",
+    load: async () => (await import("./commands/config.ts")).command,
   },
   {
     name: "version",
