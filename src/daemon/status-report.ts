@@ -27,8 +27,7 @@ export function reportStatus(replicator: Replicator, context: ReportContext): St
       : { since: formatTimestamp(health.streak.sinceMs), attempts: health.streak.attempts, last_error: lastError };
   const oldestMs = attachment?.oldestUnstoredMs ?? null;
   const shipping = shipper !== null && attachment?.starting === null;
-  const stored = shipper?.stored ?? null;
-  const newestFull = attachment?.local.fullBackup ?? null;
+  const { stored, fullBackup: newestFull, lastSyncedMs } = replicator.known;
   const holder = attachment?.holders.longest ?? null;
   const underWay = fullBackups?.underWay ?? null;
   return {
@@ -53,7 +52,7 @@ export function reportStatus(replicator: Replicator, context: ReportContext): St
         ? { index: stored.index, at: formatTimestamp(stored.stampMs) }
         : null,
     last_commit_at: stored === null ? null : formatTimestamp(stored.stampMs),
-    last_synced_at: shipping && shipper.isIdle ? formatTimestamp(nowMs) : timeOrNull(shipper?.lastSyncedMs ?? null),
+    last_synced_at: timeOrNull(lastSyncedMs),
     oldest_unstored_at: timeOrNull(oldestMs),
     lag_seconds: oldestMs === null ? (shipping ? 0 : null) : Math.max(0, (nowMs - oldestMs) / 1000),
     change_sets: replicator.totals.changeSets,

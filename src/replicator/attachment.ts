@@ -295,9 +295,10 @@ export class Attachment {
     const at = await openLedgerAt(paths.pages, replica, newest, log);
     if (at === null) {
       // A chain whose first full backup was never finished leaves nothing behind that could be read.
-      const unfinished = replica.catalog.fulls.every(
-        (full) => full.first < newest.index && replica.trailers.knowledge(full) !== "unusable",
-      );
+      const unfinished = replica.catalog.fulls.every((full) => {
+        const known = replica.trailers.knowledge(full);
+        return known === "unknown" || (known !== "unusable" && known.chain !== newest.chain);
+      });
       return this.#startChain(adoption, unfinished ? "first backup" : "replica unreadable");
     }
     await this.#goOn(adoption, at.state, at.ledger, signal);

@@ -38,7 +38,7 @@ export interface FullBackupsInputs {
   readonly newHeader: (kind: "full" | "current", first: number, from: StoredState) => ObjectHeader;
   readonly openReplica: (signal: AbortSignal) => Promise<Replica>;
   /** Calls `work` again, after a while, as long as a destination is what fails. */
-  readonly retrying: (signal: AbortSignal, work: () => Promise<void>) => Promise<void | "stopped">;
+  readonly retrying: <T>(signal: AbortSignal, work: () => Promise<T>) => Promise<T | "stopped">;
 }
 
 export interface FullBackupUnderWay {
@@ -206,7 +206,9 @@ export class FullBackups {
           subject: location,
         });
       }
-      log.warn("something that is no full backup has the name of one; taking that of a later state", { object: location });
+      log.warn("something that is no full backup has the name of one; taking that of a later state", {
+        object: location,
+      });
       await shipper.untilStored(from.index + 1, signal);
     }
     throw new BakeliteError("replica-foreign", "the names of full backups are taken by what is none", {

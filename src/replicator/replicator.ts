@@ -6,9 +6,11 @@ import { backoffDelayMs } from "../util/backoff.ts";
 import { delay } from "../util/delay.ts";
 import { BakeliteError, describeError } from "../util/errors.ts";
 import { Wakeup } from "../util/wakeup.ts";
+import type { FullBackupRecord } from "./adopt.ts";
 import { Attachment, type AttachmentEnd, type AttachmentInputs } from "./attachment.ts";
 import type { DirectoryWatch } from "./directory-watch.ts";
 import { Health } from "./health.ts";
+import type { StoredState } from "./stored-state.ts";
 
 export interface ReplicatorInputs extends Omit<AttachmentInputs, "path" | "paths" | "changed" | "health" | "onChange"> {
   /** Absolute, as configured; links are followed. */
@@ -33,6 +35,14 @@ const BUSY_POLL_MS = 50;
 /** Older temporary files in the state directory are a dead process's. */
 const LEFTOVER_AGE_MS = 60 * 60 * 1000;
 
+/** What is known of the replica, also while nothing is attached. */
+export interface Known {
+  readonly stored: StoredState | null;
+  readonly fullBackup: FullBackupRecord | null;
+  /** When everything captured was last known to be stored, Unix milliseconds. */
+  readonly lastSyncedMs: number | null;
+}
+
 export interface Totals {
   readonly changeSets: number;
   readonly bytesShipped: number;
@@ -52,6 +62,7 @@ export class Replicator {
   #busySinceMs: number | null = null;
   #faults = 0;
   #lastFaultMs = Number.NEGATIVE_INFINITY;
+  #knownBefore: Known = { stored: null, fullBackup: null, lastSyncedMs: null };
   #onChange: () => void = () => {};
   #before: Totals = { changeSets: 0, bytesShipped: 0, longestLockMs: 0, fullBackupsByReason: {} };
 
@@ -76,6 +87,14 @@ export class Replicator {
   get totals(): Totals {
     const now = this.#attachment === null ? null : totalsOf(this.#attachment);
     return now === null ? this.#before : addTotals(this.#before, now);
+  }
+
+  get known(): Known {
+    const shipper = this.#attachment?.shipper ?? null;
+    if (this.#attachment === null || shipper === null) return this.#knownBefore;
+    const lastSyncedMs =
+      shipper.isIdle && this.#attachment.starting === null ? this.inputs.clock.nowMs() : shipper.lastSyncedMs;
+    return { stored: shipper.stored, fullBackup: this.#attachment.local.fullBackup, lastSyncedMs };
   }
 
   get phaseSinceMs(): number {
@@ -145,6 +164,7 @@ export class Replicator {
         await delay(waitMs, stop).catch(() => {});
       } finally {
         this.#before = this.totals;
+        this.#knownBefore = this.known;
         this.#attachment = null;
       }
     }
@@ -171,7 +191,8 @@ export class Replicator {
   async #restAfterFault(stop: AbortSignal): Promise<void> {
     const nowMs = this.inputs.clock.monotonicMs();
     this.#faults = nowMs - this.#lastFaultMs > FAULT_MEMORY_MS ? 1 : this.#faults + 1;
-    if (this.#faults > 1) await delay(backoffDelayMs(this.#faults - 1, { baseMs: RETRY_BASE_MS }), stop).catch(() => {});
+    if (this.#faults > 1)
+      await delay(backoffDelayMs(this.#faults - 1, { baseMs: RETRY_BASE_MS }), stop).catch(() => {});
     this.#lastFaultMs = this.inputs.clock.monotonicMs();
   }
 

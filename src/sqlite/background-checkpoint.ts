@@ -1,5 +1,12 @@
 import { BakeliteError } from "../util/errors.ts";
 import { workerUrl } from "../util/worker-url.ts";
+import { type FileIdentity, readFileIdentity } from "./control.ts";
+
+/** What the thread is asked for. */
+export interface PassiveRequest {
+  readonly databasePath: string;
+  readonly file: FileIdentity;
+}
 
 /** An idle thread is given back after this, with its memory. */
 const IDLE_MS = 30_000;
@@ -15,16 +22,19 @@ class BackgroundCheckpoints {
   #last: Promise<void> = Promise.resolve();
 
   /**
-   * Backfills as much as holds and readers allow. Resolves when done, also when a lock was in the way; the caller's
-   * descriptor of the database file must stay open until then. Throws what SQLite says otherwise.
+   * Backfills as much as holds and readers allow. Resolves when done, also when a lock was in the way or another file has
+   * taken the place of the one that stood there at the call; the caller's descriptor of the database file must stay open
+   * until then. Throws what SQLite says otherwise.
    */
   async passive(databasePath: string): Promise<void> {
-    const turn = this.#last.then(() => this.#ask(databasePath));
+    const file = readFileIdentity(databasePath);
+    if (file === null) return;
+    const turn = this.#last.then(() => this.#ask({ databasePath, file }));
     this.#last = turn.catch(() => {});
     await turn;
   }
 
-  async #ask(databasePath: string): Promise<void> {
+  async #ask(request: PassiveRequest): Promise<void> {
     clearTimeout(this.#idle);
     const worker = this.#worker ?? new Worker(workerUrl("sqlite/background-checkpoint.worker.ts").href);
     this.#worker = worker;
@@ -32,12 +42,12 @@ class BackgroundCheckpoints {
     worker.onmessage = ({ data }: MessageEvent<string | null>) => resolve(data);
     worker.onerror = ({ message }: ErrorEvent) =>
       reject(new BakeliteError("internal", `the checkpoint thread failed: ${message}`));
-    worker.postMessage(databasePath);
+    worker.postMessage(request);
     try {
       const failure = await promise;
       if (failure === null) return;
       throw new BakeliteError("io", `cannot checkpoint: ${failure}`, {
-        subject: databasePath,
+        subject: request.databasePath,
         hint: "check the disk that holds the database",
       });
     } finally {

@@ -1,4 +1,5 @@
 import { Database, SQLiteError, type Statement } from "bun:sqlite";
+import { statSync } from "node:fs";
 import { BakeliteError, describeError } from "../util/errors.ts";
 
 /**
@@ -142,13 +143,7 @@ export class Connection {
   }
 
   #checkpoint(mode: "NOOP" | "PASSIVE" | "RESTART"): WalCounts {
-    const row = this.#statement(`PRAGMA wal_checkpoint(${mode})`).get() as {
-      busy: number;
-      log: number;
-      checkpointed: number;
-    } | null;
-    if (row === null) throw new BakeliteError("internal", "PRAGMA wal_checkpoint answered nothing");
-    return { busy: row.busy !== 0, committedFrames: row.log, backfilledFrames: row.checkpointed };
+    return readCounts(this.#statement(`PRAGMA wal_checkpoint(${mode})`).get());
   }
 
   #busyTimeout(timeoutMs: number): void {
@@ -170,11 +165,40 @@ export class Connection {
 }
 
 /**
- * A PASSIVE checkpoint on a connection of its own, for a thread of its own: null when done or when a lock was in the way,
- * else what SQLite says. The connection is not the last one, for the caller's holds stand meanwhile.
+ * Counts frames as `Connection.noop` does, on a connection that lives as long as this call. It is read-only, so that closing
+ * it never checkpoints: it would be the last connection to a file that has just taken the place of the one that our own are
+ * on, and SQLite would copy the old file's WAL, which still stands there, into the new one.
  */
-export function passiveCheckpoint(path: string): string | null {
+export function countFrames(path: string): WalCounts {
+  const db = new Database(path, { readonly: true });
   try {
+    return readCounts(db.query("PRAGMA wal_checkpoint(NOOP)").get());
+  } finally {
+    db.close(true);
+  }
+}
+
+/** Which file a path names: two of them are the same only if device and inode are. */
+export interface FileIdentity {
+  readonly device: bigint;
+  readonly inode: bigint;
+}
+
+/** Null when there is no such file. */
+export function readFileIdentity(path: string): FileIdentity | null {
+  const stat = statSync(path, { bigint: true, throwIfNoEntry: false });
+  return stat === undefined ? null : { device: stat.dev, inode: stat.ino };
+}
+
+/**
+ * A PASSIVE checkpoint on a connection of its own, for a thread of its own: null when done, when a lock was in the way, or
+ * when the path does not name `file` any more, else what SQLite says. The connection is not the last one, for the caller's
+ * holds stand meanwhile; to another file it would be, and would copy the WAL of the old one into that.
+ */
+export function passiveCheckpoint(path: string, file: FileIdentity): string | null {
+  try {
+    const now = readFileIdentity(path);
+    if (now === null || now.device !== file.device || now.inode !== file.inode) return null;
     const connection = new Connection(path);
     try {
       connection.passive();
@@ -206,4 +230,11 @@ export function convertToWal(path: string): void {
       cause: error,
     });
   }
+}
+
+/** The row that `PRAGMA wal_checkpoint` answers. */
+function readCounts(answer: unknown): WalCounts {
+  const row = answer as { busy: number; log: number; checkpointed: number } | null;
+  if (row === null) throw new BakeliteError("internal", "PRAGMA wal_checkpoint answered nothing");
+  return { busy: row.busy !== 0, committedFrames: row.log, backfilledFrames: row.checkpointed };
 }

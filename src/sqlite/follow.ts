@@ -1,7 +1,7 @@
 import { closeSync, fstatSync, openSync, statSync } from "node:fs";
 import { assert, BakeliteError, systemErrorCode } from "../util/errors.ts";
 import { PageSet } from "../util/page-set.ts";
-import { assertSafeEngine, isBusy, type WalCounts } from "./control.ts";
+import { assertSafeEngine, isBusy, readFileIdentity, type WalCounts } from "./control.ts";
 import { DATABASE_HEADER_BYTES, type DatabaseHeader, parseDatabaseHeader } from "./database-file.ts";
 import { FrameMap } from "./frame-map.ts";
 import { Holds } from "./holds.ts";
@@ -231,9 +231,11 @@ export class WalFollower {
 
   /**
    * Bytes of committed frames that stand in the WAL beyond what was read; for a moment when both connections are in
-   * transactions. The frames themselves cannot tell: those of a transaction that was rolled back look the same.
+   * transactions. The frames themselves cannot tell: those of a transaction that was rolled back look the same. Infinite
+   * when the database file is gone.
    */
   committedBytesAhead(): number {
+    if (readFileIdentity(this.databasePath) === null) return Number.POSITIVE_INFINITY;
     const header = this.#wal.readHeader();
     const { committedFrames } = this.holds.countAside();
     const read =

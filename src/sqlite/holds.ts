@@ -1,5 +1,5 @@
 import { assert } from "../util/errors.ts";
-import { Connection, type WalCounts } from "./control.ts";
+import { Connection, countFrames, type WalCounts } from "./control.ts";
 
 /**
  * Two connections to a live database, of which one at least is in a read transaction (the *standing hold*) from `begin`
@@ -58,14 +58,9 @@ export class Holds {
     return this.#idle.noop();
   }
 
-  /** As `count`, when neither connection is idle: on one that lives as long as this call. */
+  /** As `count`, when neither connection is idle. */
   countAside(): WalCounts {
-    const aside = new Connection(this.#databasePath);
-    try {
-      return aside.noop();
-    } finally {
-      aside.close();
-    }
+    return countFrames(this.#databasePath);
   }
 
   /**

@@ -29,6 +29,7 @@ export class Wakeup {
 
   /** Waits `ms` milliseconds whoever wakes meanwhile; that then ends the next `wait` at once. */
   async rest(ms: number, signal?: AbortSignal): Promise<void> {
+    if (signal?.aborted === true) return;
     await new Promise<void>((resolve) => {
       const done = () => {
         clearTimeout(timer);

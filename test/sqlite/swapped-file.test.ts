@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { readFileSync, renameSync, rmSync } from "node:fs";
 import { backgroundCheckpoints } from "../../src/sqlite/background-checkpoint.ts";
 import { Application } from "./application.ts";
 import { MARK_HOLD, type Scene, scene } from "./scene.ts";
@@ -26,15 +26,14 @@ function swap(s: Scene): Buffer {
   return bytes;
 }
 
-/** We find out and let go; the new file is as it was put there, and nothing of the old WAL is left for its users. */
+/** We find out and let go, and the new file is as it was put there. The old WAL stays: SQLite does not delete it then. */
 function expectUnharmed(s: Scene, shadow: Shadow, bytes: Buffer): void {
   expect(shadow.capture()).toMatchObject({ kind: "fault", fault: "file-replaced" });
   shadow[Symbol.dispose]();
   expect(Buffer.compare(readFileSync(s.path), bytes)).toBe(0);
-  expect(existsSync(`${s.path}-wal`)).toBe(false);
 }
 
-test("a file that takes the database's place is let alone, and the old WAL goes with us", async () => {
+test("a file that takes the database's place is let alone", async () => {
   await using s = await scene(application);
   using shadow = s.follow();
   s.commit();
@@ -43,8 +42,9 @@ test("a file that takes the database's place is let alone, and the old WAL goes 
 });
 
 test("the same in the middle of a checkpoint, at any step of it", async () => {
-  let steps = 1;
-  for (let at = 0; at < steps; at++) {
+  // The first time nothing happens, and the steps are counted.
+  let steps = 0;
+  for (let at = -1; at < steps; at++) {
     await using s = await scene(application);
     using shadow = s.follow();
     s.commit();

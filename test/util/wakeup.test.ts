@@ -96,3 +96,14 @@ test("a rest ends when its signal is aborted", async () => {
   abort.abort();
   expect(await ends(rest)).toBe(true);
 });
+
+test("a rest that is aborted before it begins takes no time", async () => {
+  const wakeup = new Wakeup();
+  let rested = false;
+  const rest = wakeup.rest(60_000, AbortSignal.abort()).then(() => {
+    rested = true;
+  });
+  await Promise.resolve();
+  await rest;
+  expect(rested).toBe(true);
+});
