@@ -502,7 +502,10 @@ export class Attachment {
         await shipper.step(patience);
       }
       await shipper.writeLocalState(true);
-      return 0;
+      if (result.kind === "captured") return 0;
+      const reason = result.kind === "fault" ? result.detail : "the database is locked";
+      log.warn("what was committed last could not be captured before the stop", { reason });
+      return 1;
     } catch (error) {
       log.warn("not everything that is committed could be stored before the stop", {
         commits: shipper.unstoredCommits,

@@ -168,7 +168,8 @@ export class Replicator {
         this.#attachment = null;
       }
     }
-    this.#stopped(0);
+    const interruption = this.#phase.kind === "failed" ? (this.health.lastError?.message ?? null) : null;
+    this.#stopped(0, interruption);
   }
 
   /** Gives the lock back. After `run`. */
@@ -252,9 +253,9 @@ export class Replicator {
     return null;
   }
 
-  #stopped(unshipped: number): void {
-    const detail =
-      unshipped === 0 ? null : `${unshipped} committed transaction(s) could not be shipped before the stop`;
+  #stopped(unshipped: number, interruption: string | null = null): void {
+    const left = unshipped === 0 ? null : `${unshipped} committed transaction(s) could not be shipped before the stop`;
+    const detail = interruption === null ? left : `replication was interrupted before the stop: ${interruption}`;
     this.#enter({ kind: "stopped", detail });
   }
 
