@@ -97,6 +97,7 @@ export class Attachment {
   readonly #local: LocalState;
   readonly holders: WalHolders;
   #closed = false;
+  #isCurrentStale = false;
   #shipper: Shipper | null = null;
   #fullBackups: FullBackups | null = null;
   #starting: Starting | null = { detail: "attaching", progress: null };
@@ -302,6 +303,8 @@ export class Attachment {
       return this.#startChain(adoption, unfinished ? "first backup" : "replica unreadable");
     }
     await this.#goOn(adoption, at.state, at.ledger, signal);
+    // A crash between the two puts leaves a full backup that `CURRENT` does not name.
+    this.#isCurrentStale = adoption.fullBackup !== null && replica.current?.full !== adoption.fullBackup.index;
     if (adoption.fullBackup !== null) return null;
     const isDamaged = replica.catalog.fulls.some((full) => replica.trailers.knowledge(full) === "unusable");
     return isDamaged ? "replica unreadable" : "destination gap";
@@ -438,6 +441,7 @@ export class Attachment {
         retrying: (signal, work) => this.#retrying(signal, work),
       },
       reason,
+      this.#isCurrentStale,
     );
   }
 

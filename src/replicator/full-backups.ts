@@ -72,12 +72,13 @@ export class FullBackups {
   #underWay: FullBackupUnderWay | null = null;
   #wanted: FullBackupReason | null;
   /** A full backup was stored that `CURRENT` does not name yet. */
-  #isCurrentStale = false;
+  #isCurrentStale: boolean;
   readonly #wakeup = new Wakeup();
   bytesShipped = 0;
 
-  constructor(inputs: FullBackupsInputs, wanted: FullBackupReason | null) {
+  constructor(inputs: FullBackupsInputs, wanted: FullBackupReason | null, isCurrentStale: boolean) {
     this.#inputs = inputs;
+    this.#isCurrentStale = isCurrentStale;
     this.#wanted = wanted;
   }
 

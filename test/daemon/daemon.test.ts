@@ -1,7 +1,7 @@
 // deadline: 180 s
 import { Database } from "bun:sqlite";
 import { expect, test } from "bun:test";
-import { existsSync, renameSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { readdir, readFile, writeFile } from "node:fs/promises";
 import {
   configPathIn,
@@ -12,6 +12,7 @@ import {
   startDaemon,
 } from "../oracle/daemon-process.ts";
 import { startWriter } from "../oracle/writer-process.ts";
+import { eventually } from "../support/eventually.ts";
 import { type TemporaryDirectory, temporaryDirectory } from "../support/temporary-directory.ts";
 
 const program = "executable" as const;
@@ -237,3 +238,19 @@ function convert(path: string, mode: "WAL"): void {
   using db = new Database(path);
   db.run(`PRAGMA journal_mode=${mode}`);
 }
+
+test("CURRENT is written anew at the next start when a crash kept it from naming the newest full backup", async () => {
+  await using directory = await temporaryDirectory("daemon");
+  createDatabase(directory.file("app.db"), "WAL");
+  const current = directory.file("replica", "app", "CURRENT");
+  {
+    await using daemon = await startDaemon(options(directory, [database(directory, "app")]));
+    await daemon.untilStatus((status) => status.full_backup !== null, { what: "the first full backup" });
+    await eventually(() => existsSync(current), { what: "CURRENT" });
+    await daemon.stop();
+  }
+  rmSync(current);
+  await using daemon = await startDaemon(options(directory, [database(directory, "app")]));
+  await eventually(() => existsSync(current), { what: "CURRENT to be written anew" });
+  expect((await daemon.status())?.full_backups_by_reason ?? {}).toEqual({});
+});
