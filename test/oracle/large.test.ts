@@ -64,8 +64,8 @@ test(
       what: "the full backup",
     });
     await rename(directory.file("replica"), directory.file("away"));
-    // As fast as a small server's disk: what is written while one checkpoint runs is part of "near its limit".
-    await write({ path, transactions: 512, bytes: 2 * MIB, bytesPerSecond: 50 * MIB });
+    // Slower than a busy disk: what is written while one checkpoint runs is part of "near its limit".
+    await write({ path, transactions: 512, bytes: 2 * MIB, bytesPerSecond: 25 * MIB });
     const during = await daemon.untilStatus((status) => status.state === "backing off", {
       what: "the outage to be noticed",
     });

@@ -2,7 +2,7 @@
 // seeds that follow. Ends with status 1 at the first thing that is wrong.
 import { parseArgs } from "node:util";
 import type { Setting } from "./daemon-process.ts";
-import { describeReport, torture } from "./torture.ts";
+import { describeReport, type TortureOptions, torture } from "./torture.ts";
 import { isRoleName, type RoleName } from "./torture-cast.ts";
 
 const { values } = parseArgs({
@@ -27,31 +27,46 @@ const { values } = parseArgs({
   },
 });
 
-const firstSeed =
-  values.seed === undefined ? (crypto.getRandomValues(new Uint32Array(1))[0] ?? 0) : wholeNumber("seed", values.seed);
-for (let run = 0; run < wholeNumber("runs", values.runs); run++) {
-  const startedMs = performance.now();
-  const report = await torture({
-    seed: (firstSeed + run) >>> 0,
+try {
+  await run();
+} catch (error) {
+  console.error(values.verbose ? error : `FAILED: ${error instanceof Error ? error.message : String(error)}`);
+  process.exitCode = 1;
+}
+
+async function run(): Promise<void> {
+  const drawn = crypto.getRandomValues(new Uint32Array(1))[0] ?? 0;
+  const firstSeed = values.seed === undefined ? drawn : wholeNumber("seed", values.seed);
+  for (let i = 0; i < wholeNumber("runs", values.runs); i++) {
+    const startedMs = performance.now();
+    const since = () => `${((performance.now() - startedMs) / 1000).toFixed(1)} s`;
+    const options = readOptions((firstSeed + i) >>> 0);
+    const report = await torture({
+      ...options,
+      ...(values.verbose ? { tell: (what) => console.error(`${since()}  ${what}`) } : {}),
+    });
+    console.log(describeReport(report));
+  }
+}
+
+function readOptions(seed: number): TortureOptions {
+  const pageSize = values["page-size"];
+  const targetBytes = values["target-bytes"];
+  return {
+    seed,
     seconds: wholeNumber("seconds", values.seconds),
     kills: wholeNumber("kills", values.kills),
     writers: writers(values.writers),
     writerOptions: {
-      ...(values["page-size"] === undefined ? {} : { pageSizeBytes: wholeNumber("page-size", values["page-size"]) }),
+      ...(pageSize === undefined ? {} : { pageSizeBytes: wholeNumber("page-size", pageSize) }),
+      ...(targetBytes === undefined ? {} : { targetBytes: wholeNumber("target-bytes", targetBytes) }),
       ...(values["auto-vacuum"] === undefined ? {} : { autoVacuum: autoVacuum(values["auto-vacuum"]) }),
-      ...(values["target-bytes"] === undefined
-        ? {}
-        : { targetBytes: wholeNumber("target-bytes", values["target-bytes"]) }),
     },
     settings: Object.fromEntries(values.set.map(setting)),
     ballastBytes: wholeNumber("ballast", values.ballast),
     encrypted: values.encrypted,
     program: values.executable ? "executable" : "source",
-    ...(values.verbose
-      ? { tell: (what) => console.error(`${((performance.now() - startedMs) / 1000).toFixed(1)} s  ${what}`) }
-      : {}),
-  });
-  console.log(describeReport(report));
+  };
 }
 
 function wholeNumber(name: string, text: string): number {

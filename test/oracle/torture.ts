@@ -32,6 +32,8 @@ export interface TortureOptions {
   readonly writerKills?: number;
   /** SIGSTOPs of the daemon, each followed by SIGCONT; a quarter of `kills` if not given. */
   readonly stops?: number;
+  /** Ends of the daemon in good order, each followed by a start; a quarter of `kills` if not given. */
+  readonly restarts?: number;
   /** SIGKILL of everything at once, so that the next to open the database recovers its WAL; an eighth of `kills` if not given. */
   readonly crashes?: number;
   /** Moments at which all writers pause and everything must be stored; one for each 20 s if not given. */
@@ -56,6 +58,7 @@ export interface TortureReport {
   readonly commits: number;
   readonly daemonKills: number;
   readonly daemonStops: number;
+  readonly daemonRestarts: number;
   readonly writerKills: number;
   readonly crashes: number;
   readonly calms: number;
@@ -118,7 +121,14 @@ export async function torture(options: TortureOptions): Promise<TortureReport> {
   }
 }
 
-type Disturbance = "kill the daemon" | "stop the daemon" | "kill a writer" | "crash" | "calm" | "checkpoint";
+type Disturbance =
+  | "kill the daemon"
+  | "stop the daemon"
+  | "restart the daemon"
+  | "kill a writer"
+  | "crash"
+  | "calm"
+  | "checkpoint";
 
 class TortureRun implements AsyncDisposable {
   readonly #options: TortureOptions;
@@ -134,6 +144,7 @@ class TortureRun implements AsyncDisposable {
   #maxWalBytes = 0;
   #daemonKills = 0;
   #daemonStops = 0;
+  #daemonRestarts = 0;
   #crashes = 0;
   #calms = 0;
   #ended = false;
@@ -214,6 +225,7 @@ class TortureRun implements AsyncDisposable {
     const schedule = [
       ...Array.from({ length: kills }, () => "kill the daemon" as const),
       ...Array.from({ length: this.#options.stops ?? quarter }, () => "stop the daemon" as const),
+      ...Array.from({ length: this.#options.restarts ?? quarter }, () => "restart the daemon" as const),
       ...Array.from({ length: this.#options.writerKills ?? quarter }, () => "kill a writer" as const),
       ...Array.from({ length: this.#options.crashes ?? Math.floor(kills / 8) }, () => "crash" as const),
       ...Array.from({ length: this.#options.calms ?? Math.floor(seconds / 20) }, () => "calm" as const),
@@ -242,6 +254,8 @@ class TortureRun implements AsyncDisposable {
         this.#daemon.signal("SIGCONT");
         this.#undisturbedSinceMs = Date.now();
         return;
+      case "restart the daemon":
+        return await this.#restartDaemon();
       case "kill a writer":
         return await this.#cast.killOne(random);
       case "crash":
@@ -276,6 +290,21 @@ class TortureRun implements AsyncDisposable {
       await this.#daemon.kill();
       await this.#startDaemon();
     }
+  }
+
+  /** The writers go on: what was committed when it was asked to end is stored when it has ended, unless it says otherwise. */
+  async #restartDaemon(): Promise<void> {
+    this.#undisturbedSinceMs = Number.POSITIVE_INFINITY;
+    const daemon = this.#daemon;
+    await daemon.untilSaid("bakelite is running");
+    const wasRestorable = this.#restorer.graded.length > 0;
+    const floorN = this.#cast.acks.at(-1)?.n ?? 0;
+    await daemon.stop(STOP_DEADLINE_MS);
+    this.#daemonRestarts++;
+    const status = await daemon.status();
+    if (status?.state !== "stopped") throw new Error(`a daemon that was stopped leaves ${JSON.stringify(status)}`);
+    if (wasRestorable && status.detail === null) await this.#restorer.restore({ kind: "latest" }, { floorN });
+    await this.#startDaemon();
   }
 
   /** All writers pause; once the daemon says that it has everything, a restore must hold every commit. */
@@ -366,6 +395,7 @@ class TortureRun implements AsyncDisposable {
       commits: this.#cast.acks.length,
       daemonKills: this.#daemonKills,
       daemonStops: this.#daemonStops,
+      daemonRestarts: this.#daemonRestarts,
       writerKills: this.#cast.kills,
       crashes: this.#crashes,
       calms: this.#calms,
@@ -514,7 +544,7 @@ export function describeReport(report: TortureReport): string {
   const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
   return [
     `seed ${report.seed}: ${report.seconds} s, ${report.commits} commits, ${report.indexes} indexes, database ${mebibytes(report.databaseBytes)}`,
-    `  daemon: ${report.daemonKills} kills, ${report.daemonStops} stops; writers: ${report.writerKills} kills; ${report.crashes} crashes of all, ${report.calms} calms`,
+    `  daemon: ${report.daemonKills} kills, ${report.daemonStops} stops, ${report.daemonRestarts} restarts; writers: ${report.writerKills} kills; ${report.crashes} crashes of all, ${report.calms} calms`,
     `  restores graded: ${report.restoredLatest} latest and ${report.restoredAtTimes} at a time under load, ${report.restoredAtRest} at rest, of ${report.restorePoints} restore points`,
     `  full backups stored: ${JSON.stringify(report.fullBackups)}, begun: ${JSON.stringify(report.fullBackupsBegun)}; comparisons: ${report.comparisons}`,
     `  age of the oldest commit not restorable: ${age}; largest WAL ${mebibytes(report.maxWalBytes)}; stopped in ${report.stopMs.toFixed(0)} ms`,
