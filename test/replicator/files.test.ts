@@ -5,6 +5,7 @@ import { mkdir, rename, rm, symlink, writeFile } from "node:fs/promises";
 import { planRestore } from "../../src/replica/plan.ts";
 import { restoreDatabase } from "../../src/replica/restore.ts";
 import { Semaphore } from "../../src/util/semaphore.ts";
+import { lockSummary, procLocks } from "../support/proc-locks.ts";
 import { type Daemon, Replication } from "./replication.ts";
 
 /** What may happen to the database file itself. */
@@ -334,6 +335,26 @@ test("a database that an application has locked for itself is followed when it l
   await r.writer.burst(1);
   await daemon.synced(20_000);
   await r.assertLatestIsLive();
+});
+
+test("the locks of a daemon are those of one reader, whatever it does, and none when it has stopped", async () => {
+  await using r = await Replication.begin({ settings: { maxWalSizeBytes: 64 * 1024 } });
+  await r.makeRows(800);
+  const locks = () => lockSummary(procLocks(process.pid, r.databasePath));
+  const ofOneReader = /^database:shared\(read\) shm:read[0-4]\(read\) shm:dms\(read\)$/;
+  const full = r.backend.gate("midway", /\/full\//);
+  const daemon = await r.startDaemon();
+  await full.reached();
+  expect(locks()).toMatch(ofOneReader);
+  await r.setRows("1", ...Array.from({ length: 40 }, (_, i) => i + 1));
+  await daemon.captured();
+  await daemon.until("a checkpoint", () => daemon.log.find(/^checkpoint$/).length > 0);
+  expect(locks()).toMatch(ofOneReader);
+  full.open();
+  await daemon.synced();
+  expect(locks()).toMatch(ofOneReader);
+  await daemon.stop();
+  expect(locks()).toBe("");
 });
 
 test("a daemon that is kept from a last look by a lock stops all the same, and says so", async () => {

@@ -1,6 +1,5 @@
-import { existsSync, realpathSync } from "node:fs";
+import { realpathSync } from "node:fs";
 import { mkdir, readFile, writeFile } from "node:fs/promises";
-import { join } from "node:path";
 import { emptyKeyRing, keyRing, type SealKey } from "../../src/format/envelope.ts";
 import { PLAINTEXT_SEAL } from "../../src/format/names.ts";
 import { keyOf, type ReplicaObject } from "../../src/replica/catalog.ts";
@@ -102,6 +101,9 @@ export const QUICK: ReplicationSettings = {
   compression: "none",
   compressionLevel: 1,
 };
+
+/** Nothing that is waited for takes a second on a machine with nothing else to do. */
+const DEADLINE_MS = 20_000;
 
 type Settings = { -readonly [Name in keyof ReplicationSettings]: ReplicationSettings[Name] };
 
@@ -229,7 +231,7 @@ export class Daemon implements AsyncDisposable {
     return await eventually(condition, {
       what,
       explain: () => this.log.text,
-      ...(deadlineMs === undefined ? {} : { deadlineMs }),
+      deadlineMs: deadlineMs ?? DEADLINE_MS,
     });
   }
 
@@ -272,7 +274,10 @@ export interface ReplicationOptions {
   readonly writer?: Partial<WriterSpec>;
 }
 
-/** A database with an application in a process of its own, a destination, and the daemons that come and go. */
+/**
+ * A database with an application in a process of its own, a destination, and the daemons that come and go, which run in
+ * this process: so nothing here may open the database, for closing it would drop their locks.
+ */
 export class Replication implements AsyncDisposable {
   readonly directory: TemporaryDirectory;
   readonly databasePath: string;
@@ -293,7 +298,7 @@ export class Replication implements AsyncDisposable {
     this.#options = options;
   }
 
-  /** With a paused writer that has made its tables, unless `writer` is null. */
+  /** With a paused writer that has made its tables; `idle`: with an empty directory. */
   static async begin(options: ReplicationOptions & { readonly idle?: boolean } = {}): Promise<Replication> {
     const replication = new Replication(await temporaryDirectory("replication"), options);
     await mkdir(replication.directory.file("db"));
@@ -561,14 +566,6 @@ export function pageWith(bytes: Uint8Array, text: string, pageSizeBytes = 4096):
 
 export function describe(object: ReplicaObject): string {
   return keyOf(DATABASE, object).slice(DATABASE.length + 1);
-}
-
-export async function readIfThere(path: string): Promise<Uint8Array | null> {
-  return existsSync(path) ? await readFile(path) : null;
-}
-
-export function stateFile(replication: Replication, name: string): string {
-  return join(replication.paths.directory, name);
 }
 
 /** 3,900 bytes that begin with `row <id> version <version>.`, so that a row fills most of a page of 4 KiB. */
