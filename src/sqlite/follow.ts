@@ -255,7 +255,7 @@ export class WalFollower {
   /**
    * Reads the images of `pages` (ascending) at `position` into `images`, back to back. A page that lies beyond the end of
    * the file and in no frame is zeros. May be called only while `canResolve`; the images belong to one committed state as
-   * long as they are read by one call (DESIGN of the follower: docs/following-the-wal.md, State P).
+   * long as they are read by one call (docs/following-the-wal.md, State P).
    */
   resolve(pages: Uint32Array, images: Uint8Array): void {
     assert(this.canResolve, "images are resolved only when capture has reached the hold's mark");

@@ -50,7 +50,7 @@ const content = z.object({
 export type WalPosition = Readonly<z.infer<typeof walPosition>>;
 
 /**
- * How far shipping got, and who shipped (DESIGN section 5). `session` is kept over restarts; `device` and `inode` are those
+ * How far shipping got, and who shipped (docs/state-files.md). `session` is kept over restarts; `device` and `inode` are those
  * of the database file, as decimal text; `index`, `lineage`, `sizePages`, `position`, `settled` and `stampMs` are those of
  * the newest stored state; `attempted` names the object of the put that may be under way; `destinations` is keyed by
  * location; `fullBackup` is the newest sound one. It may lag behind the replica, never lead.

@@ -146,7 +146,7 @@ export async function inheritedOwner(directory: string): Promise<Owner | null> {
   return { uid, gid };
 }
 
-/** A stat of the path opens no descriptor, so it cannot cost us the locks on the database (DESIGN: closing one would). */
+/** A stat of the path opens no descriptor, so it cannot cost us the locks on the database, as closing one would. */
 async function databaseOwner(databasePath: string): Promise<Owner> {
   try {
     const { uid, gid } = await stat(databasePath);

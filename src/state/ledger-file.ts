@@ -25,7 +25,7 @@ export interface OpenLedgerOptions {
 }
 
 /**
- * The page ledger on disk: two slots of 512 bytes, then the 16-byte page hash of page n at 1024 + 16 n (DESIGN section 5).
+ * The page ledger on disk: two slots of 512 bytes, then the 16-byte page hash of page n at 1024 + 16 n (docs/state-files.md).
  * Entries may be newer than what `slot` says, never older: `commitSlot` syncs them first. Nothing is held in memory, and
  * an entry that was never written reads as zeros, so a hostile size in a slot costs nothing here. Entries of pages beyond
  * the database's present size must be cut off with `truncate`, else a page that comes back later meets its old hash.

@@ -20,9 +20,9 @@ export async function unchangedPagesAreDropped(): Promise<void> {
   await daemon.letGo();
   await daemon.synced();
   expect(await r.changeSets()).toEqual([]);
-  const lists = r.backend.counts.list;
+  const { listCount } = r.backend;
   await daemon.stop();
-  expect(r.backend.counts.list).toBe(lists);
+  expect(r.backend.listCount).toBe(listCount);
   const after = await r.cursor();
   expect(after.index).toBe(1);
   expect(after.position?.frame).toBeGreaterThan(before?.frame ?? 0);
