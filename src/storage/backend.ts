@@ -25,6 +25,8 @@ export interface CallOptions {
 export interface PutOptions extends CallOptions {
   /** Refuse, with "exists", when the key is taken. Without it the object is replaced. */
   readonly ifAbsent?: boolean;
+  /** It will be kept for long and rarely read, so a cheaper kind of storage may be right for it. */
+  readonly longLived?: boolean;
 }
 
 /**
@@ -52,6 +54,47 @@ export interface StoredObject {
   readonly modifiedMs: number;
 }
 
+/** An upload in parts that was begun and never finished: paid for, and in no listing of objects. */
+export interface UnfinishedUpload {
+  readonly key: string;
+  /** The destination's name for it. */
+  readonly uploadId: string;
+  /** By the destination's clock, Unix milliseconds. */
+  readonly startedMs: number;
+  /** When its newest part came, by the same clock; `startedMs` without a part. That is its age. */
+  readonly newestPartMs: number;
+  /** Of all its parts. */
+  readonly sizeBytes: number;
+}
+
+/** Versions of objects that were replaced or deleted, which a bucket with versioning keeps and charges for. */
+export interface NoncurrentVersions {
+  readonly count: number;
+  readonly sizeBytes: number;
+  readonly deleteMarkerCount: number;
+}
+
+/** What a destination holds beyond the objects that it lists. */
+export interface UnlistedStorage {
+  /** Of keys that begin with `prefix`; null where the destination cannot tell. */
+  uploads(prefix: string, options?: CallOptions): Promise<AsyncIterable<UnfinishedUpload> | null>;
+  /** One that is already gone counts as aborted. An upload that this process is making itself is never aborted: "live". */
+  abortUpload(upload: UnfinishedUpload, options?: CallOptions): Promise<"aborted" | "live">;
+  /** Of keys that begin with `prefix`; null where the destination cannot tell. Nothing ever deletes one. */
+  noncurrentVersions(prefix: string, options?: CallOptions): Promise<NoncurrentVersions | null>;
+}
+
+/** One thing that a destination was asked about itself, for `bakelite doctor`. */
+export interface Diagnosis {
+  /** What was looked at, in a word or three: `clock`, `conditional writes`. */
+  readonly check: string;
+  readonly level: "pass" | "warn" | "fail";
+  /** What was found. A clause for people, without a full stop. */
+  readonly message: string;
+  /** What to do next, where there is something to do: an imperative without a full stop. */
+  readonly hint?: string;
+}
+
 /** A place that stores objects. What they mean is decided elsewhere. Keys are those that `assertObjectKey` accepts. */
 export interface Backend {
   /** For messages, without credentials: `s3://backups/app`. */
@@ -73,6 +116,13 @@ export interface Backend {
   list(prefix: string, options?: ListOptions): AsyncIterable<StoredObject>;
   /** A key that is already gone counts as deleted. */
   delete(keys: readonly string[], options?: CallOptions): Promise<void>;
+  /** undefined where there can be nothing beyond the listed objects. */
+  readonly unlisted?: UnlistedStorage | undefined;
+  /**
+   * Looks at what the verbs above do not show, without writing anything. That the destination can be reached and listed is
+   * not part of it. Rejects only when it cannot be reached. undefined where there is nothing to look at.
+   */
+  diagnose?(options?: CallOptions): Promise<readonly Diagnosis[]>;
 }
 
 /** A source over bytes in memory. */

@@ -10,10 +10,12 @@ import type {
   ByteSource,
   ByteStream,
   CallOptions,
+  Diagnosis,
   GetOptions,
   ListOptions,
   PutOptions,
   StoredObject,
+  UnlistedStorage,
 } from "./backend.ts";
 
 export interface RetryPolicy {
@@ -62,6 +64,15 @@ class RetryingBackend implements Backend {
 
   get capabilities(): BackendCapabilities {
     return this.#inner.capabilities;
+  }
+
+  /** Without retries of ours: what is looked up here, and what is aborted, can be asked for again. */
+  get unlisted(): UnlistedStorage | undefined {
+    return this.#inner.unlisted;
+  }
+
+  async diagnose(options: CallOptions = {}): Promise<readonly Diagnosis[]> {
+    return (await this.#retrying("diagnose", options, async () => this.#inner.diagnose?.(options))) ?? [];
   }
 
   async put(key: string, body: ByteSource, options: PutOptions = {}): Promise<"stored" | "exists"> {
