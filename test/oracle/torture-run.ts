@@ -27,6 +27,9 @@ const { values } = parseArgs({
   },
 });
 
+const interrupted = new AbortController();
+for (const name of ["SIGINT", "SIGTERM"] as const)
+  process.once(name, () => interrupted.abort(new Error(`interrupted by ${name}`)));
 try {
   await run();
 } catch (error) {
@@ -43,6 +46,7 @@ async function run(): Promise<void> {
     const options = readOptions((firstSeed + i) >>> 0);
     const report = await torture({
       ...options,
+      signal: interrupted.signal,
       ...(values.verbose ? { tell: (what) => console.error(`${since()}  ${what}`) } : {}),
     });
     console.log(describeReport(report));

@@ -26,7 +26,7 @@ export interface TortureOptions {
   readonly seconds: number;
   /** How many, of all kinds in turn; or of which. */
   readonly writers: number | readonly RoleName[];
-  /** SIGKILLs of the daemon. */
+  /** SIGKILLs of the daemon; some are followed by another one at once. */
   readonly kills: number;
   /** SIGKILLs of writers; a quarter of `kills` if not given. */
   readonly writerKills?: number;
@@ -48,6 +48,8 @@ export interface TortureOptions {
   readonly encrypted?: boolean;
   /** One after the other, with about this much time between two. */
   readonly restoreEveryMs?: number;
+  /** Ends it early, with this as the failure. */
+  readonly signal?: AbortSignal;
   /** Told what happens, as it happens. */
   readonly tell?: (what: string) => void;
 }
@@ -193,7 +195,13 @@ class TortureRun implements AsyncDisposable {
       this.#ended = true;
       throw error;
     };
+    const { signal } = this.#options;
+    const end = () => {
+      this.#ended = true;
+    };
+    signal?.addEventListener("abort", end, { once: true });
     const outcomes = await Promise.allSettled(tasks.map((task) => task.catch(stopOthers)));
+    signal?.throwIfAborted();
     for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
     return await this.#judge();
   }
@@ -288,6 +296,7 @@ class TortureRun implements AsyncDisposable {
     if (random.chance(0.25)) {
       await Bun.sleep(random.integer(50, 800));
       await this.#daemon.kill();
+      this.#daemonKills++;
       await this.#startDaemon();
     }
   }
@@ -584,7 +593,7 @@ function commandLine({
   if (writerOptions.pageSizeBytes !== undefined) parts.push(`--page-size ${writerOptions.pageSizeBytes}`);
   if (writerOptions.autoVacuum !== undefined) parts.push(`--auto-vacuum ${writerOptions.autoVacuum}`);
   if (writerOptions.targetBytes !== undefined) parts.push(`--target-bytes ${writerOptions.targetBytes}`);
-  if (ballastBytes !== undefined) parts.push(`--ballast ${ballastBytes}`);
+  if (ballastBytes !== undefined && ballastBytes > 0) parts.push(`--ballast ${ballastBytes}`);
   if (encrypted === true) parts.push("--encrypted");
   if (program === "executable") parts.push("--executable");
   for (const [key, value] of Object.entries(settings)) parts.push(`--set ${key}=${String(value)}`);
