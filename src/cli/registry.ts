@@ -36,6 +36,26 @@ export const registry: readonly RegistryEntry[] = [
     load: async () => (await import("./commands/verify.ts")).command,
   },
   {
+    name: "usage",
+    summary: "Show how much is stored, and what no listing shows",
+    load: async () => (await import("./commands/usage.ts")).command,
+  },
+  {
+    name: "reclaim",
+    summary: "Abort uploads to S3 that nobody finished",
+    load: async () => (await import("./commands/reclaim.ts")).command,
+  },
+  {
+    name: "keygen",
+    summary: "Make a new key for encryption at rest",
+    load: async () => (await import("./commands/keygen.ts")).command,
+  },
+  {
+    name: "reencrypt",
+    summary: "Rewrite what is stored: encrypt it, change its key, or decrypt it",
+    load: async () => (await import("./commands/reencrypt.ts")).command,
+  },
+  {
     name: "config",
     summary: "Show the effective policy of each database and where it comes from",
     load: async () => (await import("./commands/config.ts")).command,

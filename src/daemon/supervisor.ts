@@ -14,6 +14,7 @@ import { delay } from "../util/delay.ts";
 import { describeError } from "../util/errors.ts";
 import type { Logger } from "../util/logger.ts";
 import { Semaphore } from "../util/semaphore.ts";
+import { sweepUploads } from "./multipart-sweep.ts";
 import { reportStatus } from "./status-report.ts";
 
 export interface SupervisorInputs {
@@ -147,11 +148,26 @@ export class Supervisor {
       config,
       replicator,
       stop,
-      ended: replicator.run(stop.signal),
+      ended: Promise.all([replicator.run(stop.signal), this.#sweepUploads(config, replicator, stop.signal)]).then(
+        () => {},
+      ),
       published: Promise.resolve(),
     };
     replicator.onChange(() => void this.#publish(running));
     this.#running.set(config.name, running);
+  }
+
+  async #sweepUploads(config: DatabaseConfig, { inputs }: Replicator, stop: AbortSignal): Promise<void> {
+    await sweepUploads(
+      {
+        database: config.name,
+        backends: inputs.destinations.backends,
+        intervalMs: config.multipartSweepIntervalMs,
+        minAgeMs: config.multipartMinAgeMs,
+        log: inputs.log,
+      },
+      stop,
+    );
   }
 
   async #stop(name: string): Promise<void> {

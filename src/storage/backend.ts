@@ -61,8 +61,10 @@ export interface UnfinishedUpload {
   readonly uploadId: string;
   /** By the destination's clock, Unix milliseconds. */
   readonly startedMs: number;
-  /** When its newest part came, by the same clock; `startedMs` without a part. That is its age. */
+  /** When its newest part came, by the same clock; `startedMs` without a part. */
   readonly newestPartMs: number;
+  /** Since `newestPartMs`, by the same clock: ours may be hours off, and an upload that goes on must not look old. */
+  readonly ageMs: number;
   /** Of all its parts. */
   readonly sizeBytes: number;
 }

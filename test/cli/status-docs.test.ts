@@ -86,6 +86,8 @@ describe("docs/json.md names every field that is printed by", () => {
 
   test.each([
     ["version", ["version"]],
+    ["usage", ["usage"]],
+    ["reclaim", ["reclaim"]],
     ["list", ["list"]],
     ["list", ["list", "--db", "app", "--verbose"]],
     ["restore", ["restore", "--db", "app", "--output", "restored.db", "--timestamp", "now"]],
