@@ -40,7 +40,14 @@ async function sweepOne(
   stop: AbortSignal,
 ): Promise<void> {
   try {
-    const { uploads } = await reclaimUploads(backend, { database, minAgeMs, dryRun: false, signal: stop });
+    const { uploads } = await reclaimUploads(backend, {
+      database,
+      minAgeMs,
+      // This process is the daemon: what it makes itself, the backend knows.
+      daemonRunningForMs: null,
+      dryRun: false,
+      signal: stop,
+    });
     const aborted = (uploads ?? []).filter(({ outcome }) => outcome === "aborted");
     const failed = (uploads ?? []).find(({ outcome }) => outcome === "failed");
     if (aborted.length > 0)

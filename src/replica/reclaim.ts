@@ -5,9 +5,17 @@ export interface ReclaimOptions extends CallOptions {
   readonly database: string;
   /** Uploads whose newest part is younger than this are left alone. */
   readonly minAgeMs: number;
+  /**
+   * How long the daemon of this database has been running in another process of this host; null when none is. What was begun
+   * since may be its work, which can stand still for hours while a destination is away: it is left to that daemon.
+   */
+  readonly daemonRunningForMs: number | null;
   /** Decide only. */
   readonly dryRun: boolean;
 }
+
+/** Destinations tell the begin of an upload to the second, and clocks do not run evenly. */
+const START_SLACK_MS = 60_000;
 
 /** What was done, or with `dryRun` would be done, about one unfinished upload. */
 export interface ReclaimedUpload extends UnfinishedUpload {
@@ -50,6 +58,9 @@ export async function reclaimUploads(backend: Backend, options: ReclaimOptions):
     upload: UnfinishedUpload,
   ): Promise<Pick<ReclaimedUpload, "outcome"> & { error?: BakeliteError }> {
     if (upload.ageMs < options.minAgeMs) return { outcome: "too young" };
+    const begunAgoMs = upload.ageMs + (upload.newestPartMs - upload.startedMs);
+    if (options.daemonRunningForMs !== null && begunAgoMs < options.daemonRunningForMs + START_SLACK_MS)
+      return { outcome: "live" };
     if (options.dryRun) return { outcome: "would be aborted" };
     try {
       return { outcome: (await unlisted?.abortUpload(upload, call)) ?? "live" };

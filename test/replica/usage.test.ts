@@ -88,7 +88,7 @@ describe("usage", () => {
 });
 
 describe("reclaim", () => {
-  const options = { database: "app", minAgeMs: HOUR_MS, dryRun: false };
+  const options = { database: "app", minAgeMs: HOUR_MS, daemonRunningForMs: null, dryRun: false };
   const ours = [upload("app/full/old", 2 * HOUR_MS), upload("app/full/young", HOUR_MS - 1)];
   const theirs = [upload("apple/full/old", 2 * HOUR_MS), upload("other/x", 2 * HOUR_MS)];
 
@@ -119,6 +119,15 @@ describe("reclaim", () => {
     const report = await reclaimUploads(backend, { ...options, minAgeMs: 0 });
     expect(report.uploads?.map(({ outcome }) => outcome)).toEqual(["aborted", "live"]);
     expect(backend.unfinished.map(({ key }) => key)).toEqual(["app/full/young"]);
+  });
+
+  test("what was begun since a daemon of this host runs is left to it; what a daemon before it left is not", async () => {
+    const backend = new UnlistedBackend();
+    backend.unfinished = [upload("app/full/now", 1000), upload("app/full/before", 2 * HOUR_MS)];
+    const report = await reclaimUploads(backend, { ...options, minAgeMs: 0, daemonRunningForMs: HOUR_MS });
+    expect(report.uploads?.map(({ outcome }) => outcome)).toEqual(["live", "aborted"]);
+    const unknown = await reclaimUploads(backend, { ...options, minAgeMs: 0, daemonRunningForMs: Infinity });
+    expect(unknown.uploads?.map(({ outcome }) => outcome)).toEqual(["live"]);
   });
 
   test("one that may not be aborted is told, and the others go", async () => {

@@ -1,6 +1,8 @@
 import { openDestination } from "../../config/assemble.ts";
 import type { DatabaseConfig } from "../../config/types.ts";
 import { type ReclaimedUpload, type ReclaimReport, reclaimUploads } from "../../replica/reclaim.ts";
+import { findLockHolder } from "../../state/instance-lock.ts";
+import { lookAtFiles } from "../../state/observe-files.ts";
 import { formatByteSize } from "../../util/byte-sizes.ts";
 import { formatDuration } from "../../util/durations.ts";
 import { type BakeliteError, describeError } from "../../util/errors.ts";
@@ -14,7 +16,7 @@ export const command: Command = {
   usage: "[--db <name>] [--min-age <duration>] [--dry-run] [--json]",
   description: [
     "Aborts the multipart uploads to S3 that nobody finished: a crash during a full backup leaves one, which is paid for and shown by no listing of objects. The daemon does this by itself (`multipart_sweep_interval`); this does it now.",
-    "An upload is as old as its newest part, so one that is still going on is left alone, whoever makes it. With `--min-age 0s` even those are aborted: stop the daemon first. Old versions of objects are never deleted; a lifecycle rule of the bucket expires them. Destinations other than S3 leave nothing behind.",
+    "An upload is as old as its newest part, so one that is still going on is left alone, whoever makes it. What a running daemon of this host has begun is left to it at any age. Old versions of objects are never deleted; a lifecycle rule of the bucket expires them. Destinations other than S3 leave nothing behind.",
   ],
   options: [
     {
@@ -36,9 +38,10 @@ export const command: Command = {
     const databases = context.selectDatabases(await context.loadConfig());
     const outcomes: Outcome[] = [];
     for (const database of databases) {
+      const daemonRunningForMs = await daemonAge(database, context.clock.nowMs());
       for (const backend of database.backends) {
         context.signal.throwIfAborted();
-        outcomes.push(await reclaimAt(database, openDestination(backend), minAgeMs));
+        outcomes.push(await reclaimAt(database, openDestination(backend), daemonRunningForMs));
       }
     }
     if (context.flags.json) writeJson(context, outcomes, dryRun);
@@ -48,13 +51,14 @@ export const command: Command = {
     async function reclaimAt(
       database: DatabaseConfig,
       backend: ReturnType<typeof openDestination>,
-      minAge: number | undefined,
+      daemonRunningForMs: number | null,
     ): Promise<Outcome> {
       const place = { database: database.name, destination: backend.location };
       try {
         const report = await reclaimUploads(backend, {
           database: database.name,
-          minAgeMs: minAge ?? database.multipartMinAgeMs,
+          minAgeMs: minAgeMs ?? database.multipartMinAgeMs,
+          daemonRunningForMs,
           dryRun,
           signal: context.signal,
         });
@@ -65,6 +69,14 @@ export const command: Command = {
     }
   },
 };
+
+/** How long a daemon of this host has been following the database; null when none is, and for ever when that is not known. */
+async function daemonAge({ name, path }: DatabaseConfig, nowMs: number): Promise<number | null> {
+  if ((await findLockHolder(path)) === null) return null;
+  const { status, isRunning } = await lookAtFiles({ name, path, fallbackDirectory: undefined, nowMs });
+  const isOfHolder = status.outcome === "read" && isRunning === true;
+  return isOfHolder ? nowMs - Date.parse(status.value.started_at) : Number.POSITIVE_INFINITY;
+}
 
 interface Outcome {
   readonly database: string;
@@ -104,7 +116,7 @@ function describeUpload({ key, sizeBytes, ageMs, outcome, error }: ReclaimedUplo
     outcome === "failed" && error !== null
       ? `cannot be aborted: ${describeError(error)}`
       : outcome === "live"
-        ? "left alone: it is going on"
+        ? "left alone: the running daemon may be making it"
         : outcome === "too young"
           ? "left alone: younger than the minimum age"
           : outcome;
