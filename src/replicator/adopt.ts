@@ -101,7 +101,9 @@ async function adoptFromReplica({ replica, log }: AdoptInputs): Promise<Omit<Ado
 }
 
 function isAttempted({ attempted }: Cursor, { reader: { header } }: OpenedObject): boolean {
-  return attempted !== null && header.run === attempted.run && header.nonceSeed === attempted.nonceSeed;
+  // Re-encryption gives it another seed and keeps this one.
+  const seed = header.originSeed ?? header.nonceSeed;
+  return attempted !== null && header.run === attempted.run && seed === attempted.nonceSeed;
 }
 
 function assertOurs(inputs: AdoptInputs, cursor: Cursor, opened: OpenedObject): void {

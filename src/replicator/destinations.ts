@@ -22,6 +22,12 @@ export interface EncodedObject {
   sizeBytes(): number;
 }
 
+/** What tells an object that was stored from every other one of its name. */
+export interface StoredBytes {
+  readonly name: ObjectName;
+  readonly footerSha256: Uint8Array;
+}
+
 const FOOTER_BYTES = 72;
 
 /**
@@ -69,6 +75,20 @@ export class Destinations {
     return "stored";
   }
 
+  /**
+   * Where a destination cannot refuse a taken name in one step (it looks and then stores), another writer may have stored
+   * over our object, or we over theirs: throws `replica-foreign` unless these very bytes are there. Costs nothing elsewhere.
+   */
+  async confirm({ name, footerSha256: ours }: StoredBytes, signal: AbortSignal): Promise<void> {
+    const key = objectKey(this.#database, name);
+    for (const { backend } of this.#all) {
+      if (backend.capabilities.putIfAbsent) continue;
+      if (!sameBytes(ours, await storedFooterSha256(backend, key, signal))) {
+        throw anotherWriter(`${backend.location}/${key}`);
+      }
+    }
+  }
+
   /** Rewrites `CURRENT` everywhere. */
   async storeCurrent(
     header: ObjectHeader,
@@ -87,7 +107,8 @@ export class Destinations {
     object: EncodedObject,
     signal: AbortSignal,
   ): Promise<void> {
-    const outcome = await backend.put(key, source, { ifAbsent: true, signal });
+    const longLived = object.name.kind === "full";
+    const outcome = await backend.put(key, source, { ifAbsent: true, longLived, signal });
     if (outcome === "stored") return;
     // The name is taken: by our own first try, whose answer was lost, or by somebody else.
     if (!(await holds(backend, key, object, signal))) throw anotherWriter(`${backend.location}/${key}`);
@@ -109,8 +130,10 @@ export function anotherWriter(subject: string): BakeliteError {
 
 /** Whether the very bytes of `object` are stored there. */
 async function holds(backend: Backend, key: string, object: EncodedObject, signal: AbortSignal): Promise<boolean> {
-  const ours = object.footerSha256();
-  const theirs = await storedFooterSha256(backend, key, signal);
+  return sameBytes(object.footerSha256(), await storedFooterSha256(backend, key, signal));
+}
+
+function sameBytes(ours: Uint8Array | null, theirs: Uint8Array | null): boolean {
   return ours !== null && theirs !== null && Buffer.compare(ours, theirs) === 0;
 }
 

@@ -8,7 +8,13 @@ import { BakeliteError } from "../util/errors.ts";
 import type { Logger } from "../util/logger.ts";
 import { Wakeup } from "../util/wakeup.ts";
 import { type ChangeSet, encodeChangeSet } from "./change-set.ts";
-import { anotherWriter, type Destinations, isDestinationFailure } from "./destinations.ts";
+import {
+  anotherWriter,
+  type Destinations,
+  type EncodedObject,
+  isDestinationFailure,
+  type StoredBytes,
+} from "./destinations.ts";
 import { applyPageLists, commitLedger } from "./ledger.ts";
 import type { LocalState } from "./local-state.ts";
 import type { PendingSet, TakenSet } from "./pending.ts";
@@ -42,6 +48,7 @@ interface Kept {
 
 const LEDGER_COMMIT_MS = 5000;
 const CURSOR_WRITE_MS = 1000;
+const CONFIRMED_PUTS = 2;
 
 /** Turns the pending set into change-sets, one after the other, and knows the newest stored state. */
 export class Shipper {
@@ -57,6 +64,8 @@ export class Shipper {
   #awaitedIndex = 0;
   #waiting: { readonly index: number; readonly resolve: () => void }[] = [];
   #firstPut = true;
+  /** The first puts of this attachment; null once enough of them were found to be ours. */
+  #unconfirmed: readonly StoredBytes[] | null = [];
   readonly #between: (() => Promise<void>)[] = [];
   #ledgerCommittedMs: number;
   #cursorWrittenMs: number;
@@ -272,6 +281,7 @@ export class Shipper {
     }
     const state = changeSet.state();
     if (this.#firstPut) await this.#refuseOtherSeals(changeSet.object.name, signal);
+    await this.#confirmFirstPuts(changeSet.object, signal);
     await this.#updateLedger(changeSet, signal);
     this.#kept = null;
     this.#inFlight = null;
@@ -342,6 +352,18 @@ export class Shipper {
       }
     }
     this.#firstPut = false;
+  }
+
+  /**
+   * Two writers that begin at the same moment both find the name free where a destination cannot refuse it in one step. One
+   * that stores over the other's object is seen by the other after its own put, or else after its next one.
+   */
+  async #confirmFirstPuts({ name, footerSha256 }: EncodedObject, signal: AbortSignal): Promise<void> {
+    const sha256 = footerSha256();
+    if (this.#unconfirmed === null || sha256 === null) return;
+    const puts = [...this.#unconfirmed, { name, footerSha256: sha256 }];
+    for (const put of puts) await this.#inputs.destinations.confirm(put, signal);
+    this.#unconfirmed = puts.length < CONFIRMED_PUTS ? puts : null;
   }
 
   #nextRange(): { first: number; last: number } {

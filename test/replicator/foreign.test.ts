@@ -1,7 +1,9 @@
 import { expect, test } from "bun:test";
 import { copyFile } from "node:fs/promises";
+import { bytesSource } from "../../src/storage/backend.ts";
+import { MemoryBackend } from "../../src/storage/memory.ts";
 import { testKey } from "../replica/builder.ts";
-import { type Daemon, FULL, Replication } from "./replication.ts";
+import { CHANGE_SET, type Daemon, FULL, Replication } from "./replication.ts";
 import { LARGE_ROWS } from "./scenarios/large-sets.ts";
 
 /** Several writers at one replica, and keys. */
@@ -106,6 +108,51 @@ test("switching encryption on makes a sealed full backup, which alone restores w
   await daemon.synced();
   expect((await r.keys()).filter((name) => FULL.test(name))).toHaveLength(2);
   await r.assertLatestIsLive({ key });
+});
+
+/** A destination whose put looks whether a name is taken and stores after that. */
+class UnfencedBackend extends MemoryBackend {
+  override readonly capabilities = { putIfAbsent: false };
+}
+
+for (const [what, putNumber] of [
+  ["its first put", 1],
+  ["the put before this one", 2],
+] as const) {
+  test(`where a put cannot refuse a taken name, a daemon sees that another one has stored over ${what}`, async () => {
+    await using other = await Replication.begin();
+    await other.makeRows(10);
+    const stranger = await other.startSynced();
+    await other.writer.burst(1);
+    await stranger.synced();
+    const [theirs = ""] = (await other.keys()).filter((name) => CHANGE_SET.test(name));
+    const theirBytes = await other.backend.get(theirs);
+
+    await using r = await Replication.begin({ backend: new UnfencedBackend() });
+    await r.makeRows(10);
+    const daemon = await r.startSynced();
+    for (let i = 1; i < putNumber; i++) {
+      await r.writer.burst(1);
+      await daemon.synced();
+    }
+    const answer = r.backend.gate("stored", CHANGE_SET);
+    await r.writer.burst(1);
+    await answer.reached();
+    await r.backend.inner.put(theirs, bytesSource(Buffer.concat(await Array.fromAsync(theirBytes ?? []))));
+    answer.open();
+    expect((await refusal(daemon)).error).toContain(`another bakelite writes to this replica (memory:/${theirs})`);
+  });
+}
+
+test("where a put cannot refuse a taken name, a daemon that is alone goes on", async () => {
+  await using r = await Replication.begin({ backend: new UnfencedBackend() });
+  await r.makeRows(10);
+  const daemon = await r.startSynced();
+  for (let i = 0; i < 4; i++) {
+    await r.writer.burst(1);
+    await daemon.synced();
+  }
+  await r.assertLatestIsLive();
 });
 
 for (const otherCommits of [1, 9]) {
