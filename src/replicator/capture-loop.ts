@@ -32,6 +32,11 @@ export class FollowingEnded extends Error {
 
 /** A burst of file events is looked at once in this time. */
 const LOOK_INTERVAL_MS = 20;
+/**
+ * After a file event we look again, at growing intervals: SQLite writes frames, then syncs them, and only then tells in its
+ * WAL index (in memory, without a file event) that they are committed. A look at the event comes too early when the disk is slow.
+ */
+const LOOK_AGAIN_MS = { first: 40, last: 5120 } as const;
 const BUSY_RETRY_MS = 5;
 /** How long a clean stop waits for a lock that is in the way of the last capture. */
 const LAST_CAPTURE_PATIENCE_MS = 1000;
@@ -105,11 +110,15 @@ export class CaptureLoop {
   async run(signal: AbortSignal): Promise<EndOfFollowing | null> {
     const { settings, changed } = this.#inputs;
     try {
+      let lookAgainMs: number = LOOK_AGAIN_MS.first;
       while (!signal.aborted) {
         const waitMs = await this.#look(signal);
         if (typeof waitMs !== "number") return waitMs;
-        await changed.wait(Math.min(waitMs, settings.safetyPollMs), signal);
-        if (waitMs >= LOOK_INTERVAL_MS && !signal.aborted) await changed.rest(LOOK_INTERVAL_MS, signal);
+        const isWoken = await changed.wait(Math.min(waitMs, lookAgainMs, settings.safetyPollMs), signal);
+        if (isWoken) lookAgainMs = LOOK_AGAIN_MS.first;
+        else if (waitMs >= lookAgainMs)
+          lookAgainMs = lookAgainMs < LOOK_AGAIN_MS.last ? 2 * lookAgainMs : Number.POSITIVE_INFINITY;
+        if (isWoken && waitMs >= LOOK_INTERVAL_MS && !signal.aborted) await changed.rest(LOOK_INTERVAL_MS, signal);
       }
       return null;
     } finally {

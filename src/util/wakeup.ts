@@ -8,8 +8,11 @@ export class Wakeup {
     this.#resume?.();
   }
 
-  /** Resolves when woken, after `maxMs` milliseconds, or when the signal is aborted. Never rejects. */
-  async wait(maxMs: number, signal?: AbortSignal): Promise<void> {
+  /**
+   * Resolves when woken, after `maxMs` milliseconds, or when the signal is aborted: true when somebody has woken it. Never
+   * rejects.
+   */
+  async wait(maxMs: number, signal?: AbortSignal): Promise<boolean> {
     if (!this.#raised && signal?.aborted !== true && maxMs > 0) {
       await new Promise<void>((resolve) => {
         // A timer of more than 2^31-1 ms would fire at once.
@@ -24,7 +27,9 @@ export class Wakeup {
         signal?.addEventListener("abort", onAbort, { once: true });
       });
     }
+    const woken = this.#raised;
     this.#raised = false;
+    return woken;
   }
 
   /** Waits `ms` milliseconds whoever wakes meanwhile; that then ends the next `wait` at once. */

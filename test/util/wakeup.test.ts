@@ -5,12 +5,12 @@ import { withDeadline } from "../support/eventually.ts";
 const FOR_EVER = 2 ** 40;
 
 /** Resolves to true when the promise does; the test's own deadline is the judge of "never". */
-async function ends(promise: Promise<void>): Promise<boolean> {
+async function ends(promise: Promise<unknown>): Promise<boolean> {
   await withDeadline(promise, { what: "the wait to end", deadlineMs: 5000 });
   return true;
 }
 
-async function isPending(promise: Promise<void>): Promise<boolean> {
+async function isPending(promise: Promise<unknown>): Promise<boolean> {
   let pending = true;
   void promise.then(() => {
     pending = false;
@@ -55,6 +55,14 @@ test("a wait ends when its signal is aborted, before it or during it, and never 
   abort.abort(new Error("stop"));
   expect(await ends(wait)).toBe(true);
   expect(await ends(wakeup.wait(FOR_EVER, abort.signal))).toBe(true);
+});
+
+test("a wait says whether somebody has woken it", async () => {
+  const wakeup = new Wakeup();
+  expect(await wakeup.wait(1)).toBe(false);
+  wakeup.wake();
+  expect(await wakeup.wait(FOR_EVER)).toBe(true);
+  expect(await wakeup.wait(1)).toBe(false);
 });
 
 test("many waits leave no listener on the signal behind", async () => {
