@@ -11,8 +11,10 @@ export interface Program {
   readonly root: string;
   /** Absolute path of the executable to write. */
   readonly outfile: string;
-  /** Another platform than this one. Bun then fetches its own runtime for it from the package registry. */
+  /** Another platform than this one. Without a `runtime`, Bun then fetches its own for it from the package registry. */
   readonly target?: Bun.Build.CompileTarget;
+  /** Absolute path of the runtime to build with: Bun's executable for `target`. */
+  readonly runtime?: string;
   /** Names to replace, and the JavaScript expressions to put in their place. */
   readonly define: Readonly<Record<string, string>>;
 }
@@ -50,6 +52,7 @@ async function bundle(program: Program, outfile: string): Promise<void> {
     compile: {
       outfile,
       ...(program.target === undefined ? {} : { target: program.target }),
+      ...(program.runtime === undefined ? {} : { executablePath: program.runtime }),
       // By default a compiled executable obeys `.env` and `bunfig.toml` of the current directory, and a `preload` in
       // that bunfig is code that would run as us, perhaps as root.
       autoloadDotenv: false,

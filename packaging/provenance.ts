@@ -18,6 +18,14 @@ export function readProvenance(root: string, version: string): Provenance {
   return { date: epoch === "" ? changelogDate(root, version) : utcDay(epoch), commit: readCommit(root) };
 }
 
+/** When the source is from, in whole seconds since 1970, by the same rule; 0 when nothing tells. */
+export function readSourceTime(root: string, version: string): number {
+  const epoch = process.env["SOURCE_DATE_EPOCH"] ?? git(root, "log", "-1", "--format=%ct");
+  if (epoch === "") return (Date.parse(changelogDate(root, version)) || 0) / 1000;
+  utcDay(epoch);
+  return Number(epoch);
+}
+
 function readCommit(root: string): string {
   const commit = git(root, "rev-parse", "--short=12", "HEAD");
   if (commit === "") return "";
