@@ -2,7 +2,7 @@ import { BakeliteError, describeError } from "../util/errors.ts";
 import { printable } from "../util/printable.ts";
 
 /** The signals that end a run, and what the exit code adds to 128 for them. */
-export const SIGNAL_NUMBERS = { SIGINT: 2, SIGTERM: 15 } as const;
+export const SIGNAL_NUMBERS = { SIGHUP: 1, SIGINT: 2, SIGTERM: 15 } as const;
 
 /** The reason of an aborted run. */
 export class Interrupted extends BakeliteError {
@@ -43,7 +43,8 @@ export function rootFailure(error: unknown, signal: AbortSignal): unknown {
 
 /** What a person sees of an error: what failed, on what and why, then what to do; with `verbose` the stack traces. */
 export function describeFailure(error: unknown, { verbose }: { readonly verbose: boolean }): string {
-  const lines = [`bakelite: ${printable(describeError(error), "\n")}`];
+  const sentence = printable(describeError(error), listsProblems(error) ? "\n" : "");
+  const lines = [`bakelite: ${isUsage(error) ? shortened(sentence) : sentence}`];
   const hint = nearestHint(error);
   if (hint !== undefined) lines.push(`  hint: ${printable(hint)}`);
   if (verbose) {
@@ -52,6 +53,23 @@ export function describeFailure(error: unknown, { verbose }: { readonly verbose:
     lines.push("  hint: this is a fault in bakelite; run again with --verbose and report what it prints");
   }
   return `${lines.join("\n")}\n`;
+}
+
+function isUsage(error: unknown): boolean {
+  return error instanceof BakeliteError && error.code === "usage";
+}
+
+/** What was typed may be as long as the system allows. Begin and end say which argument it was, and what is wrong. */
+function shortened(sentence: string): string {
+  return sentence.length <= 600 ? sentence : `${sentence.slice(0, 300)}…${sentence.slice(-200)}`;
+}
+
+/**
+ * A list of problems is the only message of more than one line; its lines are without control characters. Elsewhere a
+ * line feed comes from a name that somebody chose, and must not pass for the next line of ours.
+ */
+function listsProblems(error: unknown): boolean {
+  return error instanceof BakeliteError && error.code === "config-invalid" && error.subject === undefined;
 }
 
 /** The hint of the error, else that of the nearest cause that has one. */

@@ -63,29 +63,35 @@ export async function assertReplaceable(targetPath: string, overwrite: boolean):
 export async function installDatabase(stagedPath: string, targetPath: string, overwrite: boolean): Promise<void> {
   await assertReplaceable(targetPath, overwrite);
   try {
-    if ((await sizeOf(targetPath)) === null) await installNew(stagedPath, targetPath);
-    else if (await hasSomethingToReplay(targetPath)) await replaceWithReplay(stagedPath, targetPath);
+    if ((await sizeOf(targetPath)) === null) {
+      if (await installNew(stagedPath, targetPath)) return;
+      // Another restore was first. With leave to replace, what it put there is replaced like any other file.
+      await assertReplaceable(targetPath, overwrite);
+    }
+    if (await hasSomethingToReplay(targetPath)) await replaceWithReplay(stagedPath, targetPath);
     else await replaceAlone(stagedPath, targetPath);
   } catch (error) {
     throw systemError("cannot move the restored database into place", targetPath, error);
   }
 }
 
-async function installNew(stagedPath: string, targetPath: string): Promise<void> {
+/** False, with nothing done, when somebody has put a file there meanwhile. */
+async function installNew(stagedPath: string, targetPath: string): Promise<boolean> {
   await removeBeside(targetPath);
   try {
     // Unlike rename, link refuses a name that has come into being since we looked.
     await link(stagedPath, targetPath);
   } catch (error) {
     const code = systemErrorCode(error) ?? "";
-    if (code === "EEXIST") throw outputExists(targetPath);
+    if (code === "EEXIST") return false;
     if (!NO_HARD_LINKS.has(code)) throw error;
     await rename(stagedPath, targetPath);
     await syncDirectory(dirname(targetPath));
-    return;
+    return true;
   }
   await unlink(stagedPath);
   await syncDirectory(dirname(targetPath));
+  return true;
 }
 
 async function replaceAlone(stagedPath: string, targetPath: string): Promise<void> {

@@ -1,4 +1,6 @@
+import { PLAINTEXT_SEAL } from "../format/names.ts";
 import { BakeliteError } from "../util/errors.ts";
+import { plural } from "../util/plural.ts";
 import { type Catalog, isEmpty, type ReplicaObject } from "./catalog.ts";
 import type { StatePath } from "./paths.ts";
 import type { Replica } from "./replica.ts";
@@ -99,7 +101,7 @@ async function notesOn(replica: Replica, plan: RestorePlan, target: RestoreTarge
     if (!passedBy) continue;
     const consequence =
       object.kind === "full"
-        ? `; restoring from the older full backup ${plan.full.last} and ${plan.changeSets.length} change-sets`
+        ? `; restoring from the older full backup ${plan.full.last} and ${plural(plan.changeSets.length, "change-set")}`
         : "";
     notes.push(`walked around ${replica.describe(object)}: ${error.message}${consequence}`);
   }
@@ -180,17 +182,15 @@ function tooEarly(target: RestoreTarget, first: RestorePoint): BakeliteError {
 
 function sealProblem(replica: Replica, object: ReplicaObject): BakeliteError {
   const subject = replica.describe(object);
-  if (object.seal === "p")
+  if (object.seal === PLAINTEXT_SEAL)
     return new BakeliteError("key-wrong", "cannot restore: the replica is not encrypted, but the config names a key", {
       subject,
-      hint: "set accept_plaintext = true under [database.encryption] if that is right, or run `bakelite reencrypt`",
+      hint: "set accept_plaintext = true under [defaults.encryption] if that is right, or run `bakelite reencrypt`",
     });
-  return new BakeliteError(
-    "key-wrong",
-    `cannot restore: the replica is encrypted with key ${object.seal}, which is not configured`,
-    {
-      subject,
-      hint: "set key_file under [database.encryption] to the key that this replica was written with",
-    },
-  );
+  const { fingerprints } = replica.options.keys;
+  const ours = fingerprints.length === 0 ? "and no key is configured" : `this is ${fingerprints.join(", ")}`;
+  return new BakeliteError("key-wrong", `cannot restore: the replica was written with key ${object.seal}, ${ours}`, {
+    subject,
+    hint: `set [defaults.encryption] key_file to the file with key ${object.seal}`,
+  });
 }

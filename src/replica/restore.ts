@@ -30,6 +30,7 @@ export interface RestoreResult {
   /** Where the database stands: `outputPath` with its links resolved. */
   readonly path: string;
   readonly sizeBytes: number;
+  /** Bytes of objects that came from the destinations for this replica, planning included: that may have read all it takes. */
   readonly fetchedBytes: number;
   readonly digest: string;
   /** Whether the writer had recorded the digest, so that the result could be compared. */
@@ -49,7 +50,7 @@ export async function restoreDatabase(
   plan: RestorePlan,
   options: RestoreOptions,
 ): Promise<RestoreResult> {
-  const targetPath = await resolveDatabasePath(options.outputPath);
+  const targetPath = await resolveTarget(options);
   await assertReplaceable(targetPath, options.overwrite);
   const permissions = await choosePermissions(targetPath, options.configuredPath);
   const removedLeftovers = await removeAbandonedStaging(targetPath);
@@ -78,11 +79,23 @@ export async function restoreDatabase(
     plan: laid.plan,
     path: targetPath,
     sizeBytes,
-    fetchedBytes: laid.fetchedBytes,
+    fetchedBytes: replica.trailers.fetchedBytes,
     digest: laid.digest,
     digestCompared: laid.plan.digest !== null,
     removedLeftovers,
   };
+}
+
+async function resolveTarget({ outputPath, configuredPath }: RestoreOptions): Promise<string> {
+  try {
+    return await resolveDatabasePath(outputPath);
+  } catch (error) {
+    if (outputPath === configuredPath || !(error instanceof BakeliteError) || error.code !== "not-found") throw error;
+    throw new BakeliteError("not-found", "cannot restore there: the directory does not exist", {
+      subject: outputPath,
+      hint: `create ${dirname(outputPath)}, or choose another --output`,
+    });
+  }
 }
 
 /**

@@ -1,24 +1,28 @@
-import { randomBytes } from "node:crypto";
-import { type FileHandle, open, readdir, stat, unlink } from "node:fs/promises";
+import { type FileHandle, lstat, open, readdir, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { BakeliteError } from "../util/errors.ts";
 import { systemError } from "../util/system-error.ts";
 import { findFileUser } from "./file-users.ts";
 import type { PageSink } from "./lay-pages.ts";
+import { createStagingSuffix, isStagingAbandoned, parseStagingSuffix } from "./staging-name.ts";
 
 /** Writes that the system has not finished yet may hold this much. */
 const MAX_UNWRITTEN_BYTES = 8 * 1024 * 1024;
 const STAGING_MARK = ".bakelite-restore-";
+/** How often a staging file shows that its process lives, also while nothing is written to it. */
+const SIGN_OF_LIFE_MS = 30_000;
 
 /**
- * A database that is being put together beside its target: `<name>.bakelite-restore-<random>`, mode 0600, of its final
- * size from the start, with zeros wherever nothing was written. Removed on every way out unless it was `moved`.
+ * A database that is being put together beside its target: `<name>.bakelite-restore-<whose>`, mode 0600, of its final
+ * size from the start, with zeros wherever nothing was written. No other run has the same name, and the name tells whether
+ * its process lives (`staging-name.ts`). Removed on every way out unless it was `moved`.
  */
 export class StagingFile implements AsyncDisposable, PageSink {
   readonly path: string;
   readonly #handle: FileHandle;
   readonly #pageSizeBytes: number;
   readonly #writes = new Set<Promise<void>>();
+  readonly #signsOfLife: NodeJS.Timeout;
   #unwrittenBytes = 0;
   #failure: { readonly error: unknown } | null = null;
   #moved = false;
@@ -27,13 +31,16 @@ export class StagingFile implements AsyncDisposable, PageSink {
     this.path = path;
     this.#handle = handle;
     this.#pageSizeBytes = pageSizeBytes;
+    // A failure is nothing to stop for: whoever may then remove the file makes this restore fail, and harms no database.
+    this.#signsOfLife = setInterval(() => void touch(handle).catch(() => {}), SIGN_OF_LIFE_MS);
+    this.#signsOfLife.unref();
   }
 
   static async create(
     targetPath: string,
     size: { readonly pages: number; readonly pageSizeBytes: number },
   ): Promise<StagingFile> {
-    const path = `${targetPath}${STAGING_MARK}${randomBytes(8).toString("hex")}`;
+    const path = `${targetPath}${STAGING_MARK}${await createStagingSuffix()}`;
     try {
       const staging = new StagingFile(path, await open(path, "wx+", 0o600), size.pageSizeBytes);
       await staging.#handle.truncate(size.pages * size.pageSizeBytes);
@@ -88,6 +95,7 @@ export class StagingFile implements AsyncDisposable, PageSink {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    clearInterval(this.#signsOfLife);
     await Promise.all(this.#writes);
     await this.#handle.close();
     // What cannot be removed is found and removed by the next restore to this place.
@@ -118,22 +126,36 @@ export interface FilePermissions {
 }
 
 /**
- * Removes what restores to `targetPath` left behind when they were killed: staging files of this user that nobody has
- * open. Returns their paths.
+ * Removes what restores to `targetPath` left behind when they were killed: staging files of this user whose process is gone
+ * and that nobody has open. Returns their paths. What is in doubt stays.
  */
 export async function removeAbandonedStaging(targetPath: string): Promise<readonly string[]> {
   const removed: string[] = [];
   const prefix = basename(targetPath) + STAGING_MARK;
   for (const name of await readdir(dirname(targetPath))) {
-    if (!name.startsWith(prefix) || !/^[0-9a-f]{16}$/.test(name.slice(prefix.length))) continue;
+    const owner = name.startsWith(prefix) ? parseStagingSuffix(name.slice(prefix.length)) : null;
+    if (owner === null) continue;
     const path = join(dirname(targetPath), name);
-    const owner = (await stat(path).catch(() => null))?.uid;
+    const info = await lstat(path).catch(() => null);
+    if (info === null || !info.isFile() || info.uid !== process.geteuid?.()) continue;
+    if (!(await isStagingAbandoned(owner, Date.now() - info.mtimeMs))) continue;
     // A user other than root cannot see what others have open, but sees his own files' descriptors.
-    if (owner !== process.geteuid?.() || (await findFileUser([path])) !== null) continue;
-    await unlink(path).catch(() => {});
-    removed.push(path);
+    if ((await findFileUser([path])) !== null) continue;
+    // Another restore may have removed it first, and tells of it.
+    if (
+      await unlink(path).then(
+        () => true,
+        () => false,
+      )
+    )
+      removed.push(path);
   }
   return removed;
+}
+
+async function touch(handle: FileHandle): Promise<void> {
+  const now = new Date();
+  await handle.utimes(now, now);
 }
 
 function writeError(path: string, cause: unknown): Error {

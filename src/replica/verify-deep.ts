@@ -2,6 +2,7 @@ import { statfs } from "node:fs/promises";
 import { join } from "node:path";
 import { formatByteSize } from "../util/byte-sizes.ts";
 import { BakeliteError } from "../util/errors.ts";
+import { plural } from "../util/plural.ts";
 import { systemError } from "../util/system-error.ts";
 import { keyOf, type ReplicaObject } from "./catalog.ts";
 import { layPages } from "./lay-pages.ts";
@@ -86,7 +87,7 @@ async function checkFull(
     if (error.code === "replica-corrupt" && (await isGone(replica, full))) return null;
     const isReplicas = error.code === "replica-corrupt";
     addProblem(inputs, full, isReplicas ? "unrestorable" : "not-checked", {
-      message: `state ${path.index} cannot be restored from full backup ${full.first} and ${path.changeSets.length} change-sets: ${sentenceOf(error)}`,
+      message: `state ${path.index} cannot be restored from full backup ${full.first} and ${plural(path.changeSets.length, "change-set")}: ${sentenceOf(error)}`,
       nextStep: isReplicas
         ? "run verify again without --deep for the objects; if it finds none, report this"
         : (error.hint ?? "run verify --deep again"),
@@ -200,7 +201,7 @@ function reportDetours(inputs: DeepInputs, plan: RestorePlan, followed: RestoreP
 }
 
 function reportIntegrity(inputs: DeepInputs, plan: RestorePlan, answer: IntegrityAnswer): void {
-  const what = `state ${plan.index}, restored from full backup ${plan.full.first} and ${plan.changeSets.length} change-sets,`;
+  const what = `state ${plan.index}, restored from full backup ${plan.full.first} and ${plural(plan.changeSets.length, "change-set")},`;
   const { replica } = inputs;
   switch (answer.outcome) {
     case "sound":

@@ -59,6 +59,10 @@ describe("signals", () => {
       stderr: "bakelite: stopped by SIGTERM\n",
       code: 143,
     });
+    expect(await interrupt("fail-on-signal", ["SIGHUP"])).toMatchObject({
+      stderr: "bakelite: stopped by SIGHUP\n",
+      code: 129,
+    });
   });
 
   test("a second signal does not wait for a command that ignores the first", async () => {

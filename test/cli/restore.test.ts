@@ -1,5 +1,14 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { runCli } from "../../src/cli/run.ts";
 import { formatKeyText } from "../../src/format/envelope.ts";
 import { FileBackend } from "../../src/storage/file.ts";
@@ -100,6 +109,25 @@ test.each([
     notes: [],
   });
   expect(rowsOf(path)).toHaveLength(10 * index);
+});
+
+test("what was fetched is told as it is for a replica so small that planning has read it all", async () => {
+  const { code, stdout } = await run("--output", output(), "--timestamp", "2026-05-25T11:00:00Z", "--json");
+  const full = readdirSync(directory.file("backups", "app", "full"));
+  const storedBytes = full.reduce(
+    (sum, name) => sum + statSync(directory.file("backups", "app", "full", name)).size,
+    0,
+  );
+  expect([code, JSON.parse(stdout).change_sets]).toEqual([0, 0]);
+  expect(JSON.parse(stdout).fetched_bytes).toBeGreaterThanOrEqual(storedBytes);
+});
+
+test("an --output in a folder that does not exist is told with what to do about --output", async () => {
+  const { code, stderr } = await run("--output", directory.file("nowhere", "app.db"));
+  expect([code, stderr]).toEqual([
+    1,
+    `bakelite: cannot restore there: the directory does not exist (${directory.file("nowhere", "app.db")})\n  hint: create ${directory.file("nowhere")}, or choose another --output\n`,
+  ]);
 });
 
 test("a target in the future means the latest, with a note", async () => {
@@ -241,10 +269,12 @@ test("a sealed replica is restored with its key, and refused with another or non
     const wrong = await run("--output", output());
     expect([wrong.code, wrong.stderr]).toEqual([
       1,
-      expect.stringContaining(`encrypted with key ${builder.sealText}, which is not configured`),
+      expect.stringContaining(
+        `the replica was written with key ${builder.sealText}, this is ${testKey(8).fingerprint}`,
+      ),
     ]);
     writeFileSync(config, toml("app", live, "sealed"));
-    expect((await run("--output", output())).stderr).toContain("which is not configured");
+    expect((await run("--output", output())).stderr).toContain("no key is configured");
     // And the other way round: a key is configured, and what is stored is not sealed.
     writeFileSync(config, toml("app", live, "backups", keyFile(formatKeyText(raw))));
     expect((await run("--output", output())).stderr).toContain(

@@ -3,6 +3,7 @@ import { readdirSync, writeFileSync } from "node:fs";
 import { emptyKeyRing, type KeyRing, keyRing } from "../../src/format/envelope.ts";
 import { planRestore } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
+import { createStagingSuffix } from "../../src/replica/staging-name.ts";
 import { type ReplicaVerifyOptions, verifyReplica } from "../../src/replica/verify.ts";
 import type { LocalState } from "../../src/replica/verify-local.ts";
 import type { Finding, VerifyReport } from "../../src/replica/verify-report.ts";
@@ -637,7 +638,9 @@ describe("deep", () => {
 
   test("what is no database at all is told, and the temporary file of a verify that was killed is removed", async () => {
     await using temporary = await temporaryDirectory("verify-deep");
-    writeFileSync(temporary.file("bakelite-verify-app.bakelite-restore-0123456789abcdef"), "left over");
+    // As of a process that had our PID before us.
+    const suffix = (await createStagingSuffix()).replace(/^(\d+)-\d+-/, "$1-1-");
+    writeFileSync(temporary.file(`bakelite-verify-app.bakelite-restore-${suffix}`), "left over");
     writeFileSync(temporary.file("bakelite-verify-app.notes"), "somebody's");
     const report = await verify({ mode: "deep", temporaryDirectory: temporary.path });
     expect(show(report.problems)).toEqual([`integrity ${full(1)}`, `integrity ${full(6)}`]);

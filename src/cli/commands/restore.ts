@@ -8,6 +8,7 @@ import { type RestoreOptions, type RestoreResult, restoreDatabase } from "../../
 import { formatByteSize } from "../../util/byte-sizes.ts";
 import { formatDuration } from "../../util/durations.ts";
 import { BakeliteError, systemErrorCode } from "../../util/errors.ts";
+import { plural } from "../../util/plural.ts";
 import { printable } from "../../util/printable.ts";
 import { createProgress } from "../../util/progress.ts";
 import { systemError } from "../../util/system-error.ts";
@@ -15,6 +16,7 @@ import { formatAgo, formatTimestamp, parseTargetTime } from "../../util/timestam
 import type { Command, CommandContext } from "../command.ts";
 
 export const command: Command = {
+  readsObjects: true,
   usage:
     "--db <name> (--output <path> | --if-db-not-exists) [--timestamp <time>] [--force] [--if-replica-exists] [--integrity quick|full|none]",
   description: [
@@ -161,8 +163,8 @@ class Restore {
     const nowMs = clock.nowMs();
     // No commit is from the future, but a clock may have been: with a target there, the latest state is meant.
     const isFuture = request.target.kind === "time" && request.target.timeMs > nowMs;
-    const plan = await planRestore(this.#replica, isFuture ? { kind: "latest" } : request.target);
     const startMs = clock.monotonicMs();
+    const plan = await planRestore(this.#replica, isFuture ? { kind: "latest" } : request.target);
     const result = await this.#restore(plan, request, outputPath);
     const told: Told = {
       plan,
@@ -221,7 +223,7 @@ class Restore {
       `restored ${this.#database.name} to ${printable(result.path)}`,
       `  restore point  ${point}`,
       `  next one       ${plan.next === null ? "none" : `${formatTimestamp(plan.next.stampMs)} (state ${plan.next.index})`}`,
-      `  made of        full backup ${result.plan.full.first} and ${result.plan.changeSets.length} change-sets`,
+      `  made of        full backup ${result.plan.full.first} and ${plural(result.plan.changeSets.length, "change-set")}`,
       `  size           ${formatByteSize(result.sizeBytes)}, ${formatByteSize(result.fetchedBytes)} fetched in ${formatDuration(durationMs)}`,
       `  checked        ${checks(result, request)}`,
     ];
@@ -268,7 +270,7 @@ function notesOn(plan: ExplainedPlan, result: RestoreResult): readonly string[] 
   const notes = result.removedLeftovers.map((path) => `removed ${path}, left over from a restore that was killed`);
   if (result.plan.full !== plan.full || result.plan.changeSets.length !== plan.changeSets.length)
     notes.push(
-      `objects of the first plan could not be read: made of full backup ${result.plan.full.first} and ${result.plan.changeSets.length} change-sets instead`,
+      `objects of the first plan could not be read: made of full backup ${result.plan.full.first} and ${plural(result.plan.changeSets.length, "change-set")} instead`,
     );
   return notes;
 }
