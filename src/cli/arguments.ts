@@ -139,8 +139,15 @@ function unknownFlag(flag: string, options: readonly OptionSpec[], where: string
     "--",
   );
   const isGlobal = options === GLOBAL_OPTIONS;
+  const shorts = [...flag.slice(1)].map((letter) => `-${letter}`);
+  const areShorts =
+    shorts.length > 1 && shorts.every((short) => options.some((option) => short === `-${option.short}`));
   return usage(`unknown flag \`${flag}\` ${where}${suggestion}`, {
-    hint: isGlobal ? "flags of a subcommand go after its name" : "run the command with --help for the flags it accepts",
+    hint: areShorts
+      ? `write each flag by itself: ${shorts.join(" ")}`
+      : isGlobal
+        ? "flags of a subcommand go after its name"
+        : "run the command with --help for the flags it accepts",
   });
 }
 

@@ -1,6 +1,7 @@
 import type { Config, DatabaseConfig } from "../config/types.ts";
 import type { Clock } from "../util/clock.ts";
-import type { Logger, LogLevel } from "../util/logger.ts";
+import type { Logger } from "../util/logger.ts";
+import type { LogStyle } from "../util/text-logger.ts";
 import type { TextOutput } from "../util/text-output.ts";
 import type { OptionSpec, OptionValues } from "./option-values.ts";
 
@@ -15,6 +16,8 @@ export interface Command {
   /** Names of the arguments that it accepts, all of which may be left out; more are an error. None by default. */
   readonly positionals?: readonly string[];
   readonly examples: readonly Example[];
+  /** It opens stored objects: a key file that others can read is noted on standard error. False by default. */
+  readonly readsObjects?: boolean;
   /**
    * Does the work and resolves to the exit code: 0 fine, 1 failed or trouble found. A thrown BakeliteError is printed
    * and turned into an exit code by the caller.
@@ -42,7 +45,7 @@ export interface CliHost {
   readonly stderr: TextOutput;
   readonly env: Readonly<Record<string, string | undefined>>;
   readonly clock: Clock;
-  /** Aborted by SIGINT and SIGTERM, with a BakeliteError of code `interrupted` as the reason. */
+  /** Aborted by SIGINT, SIGTERM and, where the command does not listen for it, SIGHUP, with a BakeliteError of code `interrupted` as the reason. */
   readonly signal: AbortSignal;
 }
 
@@ -53,8 +56,8 @@ export interface CommandContext extends CliHost {
   readonly positionals: readonly string[];
   /** To standard error: warnings, and with `--verbose` everything. */
   readonly logger: Logger;
-  /** For a command whose logging is configured. `--verbose` still shows everything. */
-  createLogger(options: { readonly level: LogLevel; readonly format: "text" | "json" }): Logger;
+  /** For a command whose logging is configured. `style` may change later. `--verbose` still shows everything. */
+  createLogger(style: LogStyle): Logger;
   /** Reads the configuration that `--config` or the environment names. Throws `config-invalid`. */
   loadConfig(): Promise<Config>;
   /** Every database, or the one that `--db` names. Throws `usage` when there is none of that name. */

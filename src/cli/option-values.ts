@@ -60,12 +60,13 @@ export class OptionValues {
     return this.#parsed(name, parseByteSize);
   }
 
-  /** A whole number of at least `min`. Throws `usage`. */
-  integer(name: string, min: number): number | undefined {
+  /** A whole number of at least `min`, and at most `max`. Throws `usage`. */
+  integer(name: string, min: number, max = Number.POSITIVE_INFINITY): number | undefined {
     return this.#parsed(name, (text) => {
       const value = Number(text);
-      if (/^\d{1,15}$/.test(text) && value >= min) return value;
-      throw new BakeliteError("usage", `${JSON.stringify(text)} is not a whole number of at least ${min}`);
+      if (/^\d{1,15}$/.test(text) && value >= min && value <= max) return value;
+      const range = max === Number.POSITIVE_INFINITY ? `of at least ${min}` : `from ${min} to ${max}`;
+      throw new BakeliteError("usage", `${JSON.stringify(text)} is not a whole number ${range}`);
     });
   }
 

@@ -1,8 +1,10 @@
 import type { Config, DatabaseConfig } from "../config/types.ts";
 import { buildInfo } from "../util/build-info.ts";
 import { BakeliteError } from "../util/errors.ts";
+import { printable } from "../util/printable.ts";
 import { didYouMean } from "../util/suggest.ts";
 import { createTextLogger } from "../util/text-logger.ts";
+import type { TextOutput } from "../util/text-output.ts";
 import { GLOBAL_OPTIONS, type ParsedArguments, parseArguments, splitCommandLine } from "./arguments.ts";
 import type { CliHost, Command, CommandContext, GlobalFlags } from "./command.ts";
 import { describeFailure, exitCode, rootFailure } from "./failure.ts";
@@ -91,26 +93,57 @@ function createContext(command: Command, parsed: ParsedArguments, host: CliHost)
     json: globals.has("json"),
     verbose: globals.has("verbose"),
   };
-  const createLogger: CommandContext["createLogger"] = ({ level, format }) =>
+  const createLogger: CommandContext["createLogger"] = (style) =>
     createTextLogger({
-      level: flags.verbose ? "debug" : level,
-      format,
+      get level() {
+        return flags.verbose ? "debug" : style.level;
+      },
+      get format() {
+        return style.format;
+      },
       output: host.stderr,
       clock: host.clock,
-      env: host.env,
+      // With --json there is no colour anywhere.
+      env: flags.json ? { ...host.env, NO_COLOR: "1" } : host.env,
     });
   return {
     ...host,
+    stdout: flags.json ? escapingOutput(host.stdout) : host.stdout,
     flags,
     options: new OptionValues(command.options, parsed.values),
     positionals: parsed.positionals,
     logger: createLogger({ level: "warn", format: "text" }),
     createLogger,
     // Imported when asked for: the schema takes longer to load than many commands take to run.
-    loadConfig: async () => (await import("../config/load.ts")).loadConfig(flags.config, host.env),
+    loadConfig: async () => {
+      const config = (await import("../config/load.ts")).loadConfig(flags.config, host.env);
+      if (command.readsObjects === true) await noteExposedKeys(await config, flags.db, host.stderr);
+      return config;
+    },
     selectDatabases: (config) => selectDatabases(config, flags.db),
     help: (name) => helpText(name, host),
   };
+}
+
+/** JSON leaves some control characters as they are. In its strings `\u009b` means the same, and moves no cursor. */
+function escapingOutput(output: TextOutput): TextOutput {
+  return {
+    isTerminal: output.isTerminal,
+    columns: output.columns,
+    write: (text) => output.write(printable(text, "\n")),
+  };
+}
+
+/** Once for each key file that this run may read. */
+async function noteExposedKeys(config: Config, db: string | undefined, stderr: TextOutput): Promise<void> {
+  const { describeExposure, keyFileExposure } = await import("../config/key-file.ts");
+  const paths = new Set<string>();
+  for (const { name, encryption } of config.databases)
+    if (encryption.mode === "key-file" && (db === undefined || db === name)) paths.add(encryption.keyFile);
+  for (const path of paths) {
+    const exposure = await keyFileExposure(path);
+    if (exposure !== null) stderr.write(`note: ${printable(describeExposure(exposure))}\n`);
+  }
 }
 
 function selectDatabases(config: Config, name: string | undefined): readonly DatabaseConfig[] {

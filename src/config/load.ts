@@ -1,12 +1,13 @@
 import { parse, TomlError } from "smol-toml";
 import type { z } from "zod";
 import { BakeliteError } from "../util/errors.ts";
+import { printable } from "../util/printable.ts";
 import { didYouMean } from "../util/suggest.ts";
 import { type CheckedDatabase, checkDatabase, checkDestinations, checkNames } from "./checks.ts";
 import { describeIssue } from "./describe-issue.ts";
 import { type Environment, interpolateDocument } from "./interpolate.ts";
 import { locateKeys, type TextPosition } from "./locate.ts";
-import { type KeyPath, type Problem, valueAt } from "./problems.ts";
+import { isTable, type KeyPath, type Problem, valueAt } from "./problems.ts";
 import { resolveDaemon, resolveDatabase } from "./resolve.ts";
 import { daemonSchema, databaseSchema, defaultsSchema, documentSchema } from "./schema.ts";
 import { configSource, readConfigText } from "./source.ts";
@@ -26,7 +27,13 @@ export function parseConfig(
   toml: string,
   { sourcePath, env }: { readonly sourcePath: string; readonly env: Environment },
 ): Config {
-  const { document, problems: unset } = interpolateDocument(parseToml(toml, sourcePath), env);
+  const parsed = parseToml(toml, sourcePath);
+  if (isTable(parsed) && Object.keys(parsed).length === 0)
+    throw invalid(
+      [{ line: 1, column: 1, message: "nothing is in it; it needs at least one [[database]]" }],
+      sourcePath,
+    );
+  const { document, problems: unset } = interpolateDocument(parsed, env);
   const unsetPaths = new Set(unset.map((problem) => JSON.stringify(problem.path)));
   const { config, problems } = checkDocument(document);
   // What else is said of a text that could not be completed would be noise.
@@ -94,7 +101,7 @@ function locateProblems(toml: string, problems: readonly Problem[]): readonly Lo
 }
 
 function invalid(problems: readonly LocatedProblem[], sourcePath: string): BakeliteError {
-  const lines = problems.map(({ line, column, message }) => `${sourcePath}:${line}:${column}: ${message}`);
+  const lines = problems.map(({ line, column, message }) => printable(`${sourcePath}:${line}:${column}: ${message}`));
   // A fault in [defaults] shows in every database that inherits it.
   const distinct = [...new Set(lines)];
   const [only, ...others] = distinct;

@@ -17,13 +17,24 @@ interface Waiter {
  * twice counts once.
  */
 export class Semaphore {
+  #slotCount: number;
+  /** Negative while more are held than there are slots, as after `resize`. */
   #freeCount: number;
   /** By priority, then by arrival. */
   readonly #queue: Waiter[] = [];
 
   constructor(slotCount: number) {
     assert(Number.isInteger(slotCount) && slotCount > 0, "a semaphore has at least one slot");
+    this.#slotCount = slotCount;
     this.#freeCount = slotCount;
+  }
+
+  /** Changes how many slots there are. Those that are held stay so, and no more are given while they are too many. */
+  resize(slotCount: number): void {
+    assert(Number.isInteger(slotCount) && slotCount > 0, "a semaphore has at least one slot");
+    this.#freeCount += slotCount - this.#slotCount;
+    this.#slotCount = slotCount;
+    while (this.#freeCount > 0 && this.#queue.length > 0) this.#grantNext();
   }
 
   /** How many wait for a slot. */
@@ -62,11 +73,17 @@ export class Semaphore {
       [Symbol.dispose]: () => {
         if (!isHeld) return;
         isHeld = false;
-        // A slot goes from hand to hand: nobody who comes later can take it in between.
-        const next = this.#queue.shift();
-        if (next === undefined) this.#freeCount++;
-        else next.grant();
+        this.#freeCount++;
+        if (this.#freeCount > 0) this.#grantNext();
       },
     };
+  }
+
+  /** A slot goes from hand to hand: nobody who comes later can take it in between. */
+  #grantNext(): void {
+    const next = this.#queue.shift();
+    if (next === undefined) return;
+    this.#freeCount--;
+    next.grant();
   }
 }

@@ -3,14 +3,18 @@ import type { LogFields, Logger, LogLevel } from "./logger.ts";
 import { printable } from "./printable.ts";
 import { mayColour, type TextOutput } from "./text-output.ts";
 
-export interface TextLoggerOptions {
-  /** Less important lines are dropped: `info` shows error, warn and info. */
-  readonly level: LogLevel;
-  readonly format: "text" | "json";
+export interface TextLoggerOptions extends LogStyle {
   readonly output: TextOutput;
   readonly clock: Clock;
   /** Asked for `NO_COLOR`. */
   readonly env: Readonly<Record<string, string | undefined>>;
+}
+
+/** Looked at for every line, so that getters may change it while the logger is in use. */
+export interface LogStyle {
+  /** Less important lines are dropped: `info` shows error, warn and info. */
+  readonly level: LogLevel;
+  readonly format: "text" | "json";
 }
 
 const IMPORTANCE = { error: 0, warn: 1, info: 2, debug: 3 } as const;
@@ -23,11 +27,12 @@ const COLOURS = { error: 31, warn: 33, info: 32, debug: 2 } as const;
  * Undefined fields are left out.
  */
 export function createTextLogger(options: TextLoggerOptions): Logger {
-  const render = options.format === "json" ? renderJson : renderText(mayColour(options.output, options.env));
+  const renderers = { json: renderJson, text: renderText(mayColour(options.output, options.env)) } as const;
   const withFields = (ownFields: LogFields): Logger => {
     const log = (level: LogLevel) => (message: string, fields?: LogFields) => {
       if (IMPORTANCE[level] > IMPORTANCE[options.level]) return;
       const time = new Date(options.clock.nowMs()).toISOString();
+      const render = renderers[options.format];
       options.output.write(`${render({ time, level, message, fields: { ...ownFields, ...fields } })}\n`);
     };
     return {
@@ -50,7 +55,8 @@ interface LogLine {
 
 function renderJson({ fields, ...line }: LogLine): string {
   // Twice: the first spread fixes the order, the second the values.
-  return JSON.stringify({ ...line, ...fields, ...line });
+  // JSON itself leaves some control characters as they are; `\u009b` means the same inside its strings.
+  return printable(JSON.stringify({ ...line, ...fields, ...line }));
 }
 
 function renderText(colour: boolean): (line: LogLine) => string {

@@ -7,7 +7,7 @@ export interface TextOutput {
   readonly columns: number;
 }
 
-/** True when colour may be used: on a terminal, unless `NO_COLOR` is set to anything but the empty string. */
+/** True when colour may be used: on a terminal, unless it is a dumb one or `NO_COLOR` is anything but the empty string. */
 export function mayColour(output: TextOutput, env: Readonly<Record<string, string | undefined>>): boolean {
-  return output.isTerminal && (env["NO_COLOR"] ?? "") === "";
+  return output.isTerminal && (env["NO_COLOR"] ?? "") === "" && env["TERM"] !== "dumb";
 }

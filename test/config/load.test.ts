@@ -361,7 +361,8 @@ name = "app"
   });
 
   test.each([
-    ["", "1:1: the file needs `database`, which must be given as [[database]]"],
+    ["", "1:1: nothing is in it; it needs at least one [[database]]"],
+    ["[daemon]\n", "1:1: the file needs `database`, which must be given as [[database]]"],
     ["database = []", "1:1: `database` must have at least one entry"],
     ["[database]\nname = 'x'", "1:1: `database` must be given as [[database]]"],
     ["x = ", "1:5: not valid TOML: "],
@@ -534,8 +535,8 @@ describe("the file", () => {
     await using directory = await temporaryDirectory();
     await mkdir(directory.file("folder"));
     await writeFile(directory.file("latin1.toml"), new Uint8Array([0x61, 0xff]));
-    expect((await thrownBy(loadConfig(directory.file("folder"), {}))).message).toStartWith(
-      "cannot read the configuration",
+    expect((await thrownBy(loadConfig(directory.file("folder"), {}))).message).toBe(
+      "the configuration named by --config is a directory",
     );
     expect((await thrownBy(loadConfig(directory.file("latin1.toml"), {}))).message).toContain("not UTF-8");
   });

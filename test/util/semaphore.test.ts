@@ -82,3 +82,21 @@ test("disposing a slot twice frees one slot", async () => {
   await settle();
   expect(hasSecond).toBe(false);
 });
+
+test("more slots are given at once, and fewer as those that are held come back", async () => {
+  const semaphore = new Semaphore(1);
+  const first = await semaphore.acquire();
+  const [second, third] = [semaphore.acquire(), semaphore.acquire()];
+  semaphore.resize(2);
+  const held = await second;
+  expect(semaphore.waiterCount).toBe(1);
+  semaphore.resize(1);
+  first[Symbol.dispose]();
+  await settle();
+  expect(semaphore.waiterCount).toBe(1);
+  held[Symbol.dispose]();
+  (await third)[Symbol.dispose]();
+  using _last = await semaphore.acquire();
+  void semaphore.acquire();
+  expect(semaphore.waiterCount).toBe(1);
+});

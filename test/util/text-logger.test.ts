@@ -60,6 +60,7 @@ test("colour appears on a terminal only, and never with NO_COLOR", () => {
     [true, {}, true],
     [true, { NO_COLOR: "" }, true],
     [true, { NO_COLOR: "1" }, false],
+    [true, { TERM: "dumb" }, false],
     [false, {}, false],
   ] as const) {
     const output = new MemoryOutput({ isTerminal });
@@ -76,4 +77,24 @@ test("no message or field can make a second line or move the cursor", () => {
       expect(output.text).toMatch(/^[^\p{Cc}]*\n$/u);
     }),
   );
+});
+
+test("in JSON, too, what a terminal could obey is an escape that means the same", () => {
+  const value = "\u009b2J\u007f\u202e\u2028";
+  const { log, output } = logger({ format: "json" });
+  log.info("x", { value });
+  expect(output.text).toMatch(/^[ -~]*\n$/);
+  expect(JSON.parse(output.text)).toHaveProperty("value", value);
+});
+
+test("level and format may change while the logger, and its children, are in use", () => {
+  const output = new MemoryOutput();
+  const style = { level: "error" as LogLevel, format: "text" as "text" | "json" };
+  const options = Object.assign(style, { output, clock: CLOCK, env: {} });
+  const own = createTextLogger(options).child({ db: "app" });
+  own.info("dropped");
+  style.level = "info";
+  style.format = "json";
+  own.info("shown");
+  expect(output.text).toBe('{"time":"2026-05-25T12:00:00.000Z","level":"info","message":"shown","db":"app"}\n');
 });

@@ -25,38 +25,71 @@ export const command: Command = {
   ],
   async run(context: CommandContext): Promise<number> {
     const { options, clock, signal } = context;
+    const slots = options.integer("max-concurrent-snapshots", 1, 1000);
     const config = await context.loadConfig();
-    const log = context.createLogger({ level: config.daemon.logLevel, format: config.daemon.logFormat });
+    const databases = chosen(context, config);
+    const style = logStyle(config);
+    const log = context.createLogger(style);
     const supervisor = new Supervisor({
       clock,
       log,
       takeOver: options.has("take-over"),
-      maxConcurrentSnapshots: slots(options.text("max-concurrent-snapshots")) ?? config.daemon.maxConcurrentSnapshots,
+      maxConcurrentSnapshots: slots ?? config.daemon.maxConcurrentSnapshots,
+      stateDirectory: context.env["BAKELITE_STATE_DIR"],
     });
-    const databases = chosen(context, config);
+    const started = Promise.withResolvers<void>();
+    // From now on: a SIGHUP that nobody listens to would end the process.
+    using _reloading = reloadOnHangup(started.promise, async () => {
+      if (signal.aborted) return;
+      try {
+        const fresh = await context.loadConfig();
+        const wanted = chosen(context, fresh);
+        Object.assign(style, logStyle(fresh));
+        await supervisor.reload(fresh, wanted, slots ?? fresh.daemon.maxConcurrentSnapshots);
+      } catch (error) {
+        log.error("the configuration was not reloaded; the old one stays in force", {
+          error: describeError(error),
+          hint: error instanceof BakeliteError ? error.hint : undefined,
+        });
+      }
+    });
     await supervisor.start(databases);
     log.info("bakelite is running", {
       version: buildInfo.version,
       databases: databases.length,
       config: config.sourcePath,
     });
-    const reload = () => {
-      void reloadFrom(context, supervisor).catch((error: unknown) => {
-        log.error("the configuration was not reloaded; the old one stays in force", { error: describeError(error) });
-      });
-    };
-    process.on("SIGHUP", reload);
+    started.resolve();
     const notify = new SystemdNotify(context.env, log);
     signal.addEventListener("abort", () => notify.tell("STOPPING=1"), { once: true });
     using _told = tellSystemd(notify, supervisor);
-    try {
-      await supervisor.run(signal);
-    } finally {
-      process.off("SIGHUP", reload);
-    }
+    await supervisor.run(signal);
     return 0;
   },
 };
+
+function logStyle({ daemon }: Config) {
+  return { level: daemon.logLevel, format: daemon.logFormat };
+}
+
+/**
+ * Calls `reload` for a SIGHUP, never before `started` and one call at a time, until disposed: two that ran side by side
+ * would start the same database twice. Signals that come while one is still to begin are answered by that one.
+ */
+function reloadOnHangup(started: Promise<void>, reload: () => Promise<void>): Disposable {
+  let previous = started;
+  let isQueued = false;
+  const listener = () => {
+    if (isQueued) return;
+    isQueued = true;
+    previous = previous.then(() => {
+      isQueued = false;
+      return reload();
+    });
+  };
+  process.on("SIGHUP", listener);
+  return { [Symbol.dispose]: () => process.off("SIGHUP", listener) };
+}
 
 const READY_LOOK_MS = 20;
 
@@ -78,23 +111,8 @@ function tellSystemd(notify: SystemdNotify, supervisor: Supervisor): Disposable 
   };
 }
 
-async function reloadFrom(context: CommandContext, supervisor: Supervisor): Promise<void> {
-  const config = await context.loadConfig();
-  await supervisor.reload(config, chosen(context, config));
-}
-
 /** `--db` overrides `[daemon] db`. */
 function chosen(context: CommandContext, config: Config): readonly DatabaseConfig[] {
   if (context.flags.db !== undefined || config.daemon.db === undefined) return context.selectDatabases(config);
   return config.databases.filter((database) => database.name === config.daemon.db);
-}
-
-function slots(text: string | undefined): number | undefined {
-  if (text === undefined) return undefined;
-  const count = Number(text);
-  if (Number.isInteger(count) && count >= 1 && count <= 1000) return count;
-  throw new BakeliteError(
-    "usage",
-    `\`--max-concurrent-snapshots\` takes a whole number from 1 to 1000, not \`${text}\``,
-  );
 }
