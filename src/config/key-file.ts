@@ -1,4 +1,4 @@
-import { constants } from "node:fs";
+import { constants, type Stats } from "node:fs";
 import { type FileHandle, open, stat, unlink } from "node:fs/promises";
 import { dirname } from "node:path";
 import { parseKeyText } from "../format/envelope.ts";
@@ -73,16 +73,18 @@ async function creationError(error: unknown, path: string): Promise<BakeliteErro
 
 /**
  * Whether others than the owner can read the key file, or can write it, and so put another key in its place; null when they
- * cannot, or when it cannot be looked at. Reading by its group is no exposure: a daemon that does not own the file reads it so.
+ * cannot, or when it is no file that can be looked at. Reading by its group is no exposure: a daemon that does not own the file reads it so.
  */
 export async function keyFileExposure(path: string): Promise<KeyFileExposure | null> {
-  let mode: number;
+  let info: Stats;
   try {
-    ({ mode } = await stat(path));
+    info = await stat(path);
   } catch {
     // Whoever reads it will say what is wrong with it.
     return null;
   }
+  const { mode } = info;
+  if (!info.isFile()) return null;
   const problem = exposureOf(mode);
   return problem === null ? null : { path, mode: (mode & 0o7777).toString(8).padStart(4, "0"), problem };
 }

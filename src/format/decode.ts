@@ -17,12 +17,12 @@ import {
 } from "./chunk.ts";
 import { damaged } from "./damage.ts";
 import type { PageBatch } from "./encode.ts";
-import { type KeyRing, openSealedFrame, type SealContext } from "./envelope.ts";
+import { type KeyRing, openSealedBulk, openSealedFrame, type SealContext } from "./envelope.ts";
 import { isDocument, type ObjectHeader, parseHeader } from "./header.ts";
 import { type DataChunkRef, type IndexChunk, parseIndexChunk } from "./index-chunk.ts";
 import { checkShape, parseJson } from "./json.ts";
 import { LineageHasher } from "./lineage.ts";
-import { type ObjectName, PLAINTEXT_SEAL } from "./names.ts";
+import { type MarkName, type ObjectName, PLAINTEXT_SEAL } from "./names.ts";
 import { hashPage, PAGE_HASH_BYTES, xorDigest } from "./pages.ts";
 import { type IndexChunkRef, parseTrailer, type StateTrailer } from "./trailer.ts";
 
@@ -35,7 +35,7 @@ export interface RangeSource {
 
 export interface DecodeOptions {
   /** The name it was fetched under. */
-  readonly name: ObjectName | { readonly kind: "current" | "manifest" };
+  readonly name: ObjectName | MarkName | { readonly kind: "current" | "manifest" };
   readonly database: string;
   /** The object's key, for messages. */
   readonly subject: string;
@@ -99,7 +99,7 @@ export async function verifyObject(
     hash.update(bytes);
     const groupStart = index.dataChunks[0]?.offset ?? 0;
     for (const ref of index.dataChunks) {
-      const images = object.openDataChunk(
+      const images = await object.openDataChunk(
         ref,
         bytes.subarray(ref.offset - groupStart, ref.offset - groupStart + ref.storedBytes),
       );
@@ -118,12 +118,12 @@ export async function verifyObject(
   return { header, trailer, footerSha256: sha256.slice() };
 }
 
-/** Reads `CURRENT` or `manifest`, whole, and checks all of it. Throws as `openObject` does. docs/storage-format.md section 7. */
+/** Reads `CURRENT`, `manifest` or a mark, whole, and checks all of it. Throws as `openObject` does. docs/storage-format.md section 7. */
 export function readDocument(
   bytes: Uint8Array,
   options: DecodeOptions,
 ): { readonly header: ObjectHeader; readonly fields: Record<string, unknown> } {
-  assert(isDocument(options.name.kind), "a document is CURRENT or manifest");
+  assert(isDocument(options.name.kind), "a document is CURRENT, manifest or a mark");
   const { subject } = options;
   const footer = parseFooter(bytes, bytes.length, subject);
   if (footer.headerBytes !== footer.trailerOffset)
@@ -203,8 +203,8 @@ function compareWithName(header: ObjectHeader, { name, database, subject }: Deco
     });
   }
   if (!("seal" in name)) return; // CURRENT and manifest have one name each.
-  const level = name.kind === "full" ? 0 : name.level;
-  const first = name.kind === "full" ? name.index : name.first;
+  const level = name.kind === "change-set" ? name.level : 0;
+  const first = name.kind === "change-set" ? name.first : name.index;
   const seal = header.keyFingerprint ?? PLAINTEXT_SEAL;
   if (header.level !== level) throw damaged(subject, `its header says level ${header.level}`);
   if (header.first !== first) throw damaged(subject, `its header says index ${header.first}`);
@@ -307,22 +307,22 @@ class OpenObject implements ObjectReader {
 
   async indexChunk(i: number): Promise<IndexChunk> {
     const ref = this.#indexChunkRef(i);
-    return this.#openIndexChunk(i, await this.#read(ref.offset, ref.offset + ref.storedBytes));
+    return await this.#openIndexChunk(i, await this.#read(ref.offset, ref.offset + ref.storedBytes));
   }
 
   async dataChunk(ref: DataChunkRef): Promise<Uint8Array> {
-    return this.openDataChunk(ref, await this.#read(ref.offset, ref.offset + ref.storedBytes));
+    return await this.openDataChunk(ref, await this.#read(ref.offset, ref.offset + ref.storedBytes));
   }
 
   /** The stored bytes of group `i`, from its first data chunk to its index chunk's end, and the opened index chunk. */
   async readGroup(i: number): Promise<{ readonly bytes: Uint8Array; readonly index: IndexChunk }> {
     const ref = this.#indexChunkRef(i);
     const bytes = await this.#read(this.#groupStart(i), ref.offset + ref.storedBytes);
-    return { bytes, index: this.#openIndexChunk(i, bytes.subarray(bytes.length - ref.storedBytes)) };
+    return { bytes, index: await this.#openIndexChunk(i, bytes.subarray(bytes.length - ref.storedBytes)) };
   }
 
-  openDataChunk(ref: DataChunkRef, stored: Uint8Array): Uint8Array {
-    const images = this.#openChunk("data", { ...ref, stored });
+  async openDataChunk(ref: DataChunkRef, stored: Uint8Array): Promise<Uint8Array> {
+    const images = await this.#openChunk("data", { ...ref, stored });
     if (images.length === ref.pageCount * this.header.pageSizeBytes) return images;
     throw damaged(
       this.#subject,
@@ -330,9 +330,13 @@ class OpenObject implements ObjectReader {
     );
   }
 
-  #openIndexChunk(i: number, stored: Uint8Array): IndexChunk {
+  async #openIndexChunk(i: number, stored: Uint8Array): Promise<IndexChunk> {
     const ref = this.#indexChunkRef(i);
-    const raw = this.#openChunk("index", { offset: ref.offset, checksum: Buffer.from(ref.checksum, "hex"), stored });
+    const raw = await this.#openChunk("index", {
+      offset: ref.offset,
+      checksum: Buffer.from(ref.checksum, "hex"),
+      stored,
+    });
     return parseIndexChunk(raw, {
       subject: this.#subject,
       offset: ref.offset,
@@ -347,18 +351,18 @@ class OpenObject implements ObjectReader {
     });
   }
 
-  #openChunk(
+  async #openChunk(
     type: ChunkType,
     {
       offset,
       checksum,
       stored,
     }: { readonly offset: number; readonly checksum: Uint8Array; readonly stored: Uint8Array },
-  ): Uint8Array {
+  ): Promise<Uint8Array> {
     const place = { type, offset, subject: this.#subject };
     if (!sameBytes(checksumOf(stored), checksum))
       throw damaged(this.#subject, `the ${describeChunk(place)} does not match its checksum`);
-    return parseFrame(this.#seal === null ? stored : openSealedFrame(this.#seal, place, stored), place);
+    return parseFrame(this.#seal === null ? stored : await openSealedBulk(this.#seal, place, stored), place);
   }
 
   #indexChunkRef(i: number): IndexChunkRef {

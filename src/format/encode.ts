@@ -7,7 +7,7 @@ import {
   encodeFrame,
   MAX_RAW_BYTES,
 } from "./chunk.ts";
-import { type SealContext, sealFrame } from "./envelope.ts";
+import { type SealContext, sealBulk } from "./envelope.ts";
 import { encodeHeader, isDocument, type ObjectHeader } from "./header.ts";
 import { encodeIndexChunk, IndexChunkBuilder } from "./index-chunk.ts";
 import { encodeJson } from "./json.ts";
@@ -61,7 +61,7 @@ export async function* encodeObject(
   let pageCount = 0;
   const endGroup = async () => {
     const content = index.take();
-    const stored = writer.add("index", await makeFrame(options, "index", encodeIndexChunk(content)));
+    const stored = await writer.add("index", await makeFrame(options, "index", encodeIndexChunk(content)));
     indexChunks.push({
       offset: stored.offset,
       storedBytes: stored.bytes.length,
@@ -79,7 +79,7 @@ export async function* encodeObject(
     makeDataFrame,
     options.concurrency ?? DEFAULT_CONCURRENCY,
   )) {
-    const stored = writer.add("data", frame);
+    const stored = await writer.add("data", frame);
     index.add(
       { offset: stored.offset, storedBytes: stored.bytes.length, checksum: stored.checksum },
       pages.pageNumbers,
@@ -92,20 +92,20 @@ export async function* encodeObject(
   if (index.dataChunkCount > 0) yield await endGroup();
 
   const trailer = encodeTrailer({ ...(await finish()), pageCount, indexChunks }, header);
-  const stored = writer.add("trailer", await makeFrame(options, "trailer", trailer));
+  const stored = await writer.add("trailer", await makeFrame(options, "trailer", trailer));
   yield stored.bytes;
   yield writer.end(stored);
 }
 
-/** Encodes `CURRENT` or `manifest`: a container whose only chunk is the trailer with these fields. docs/storage-format.md section 7. */
+/** Encodes `CURRENT`, `manifest` or a mark: a container whose only chunk is the trailer with these fields. docs/storage-format.md section 7. */
 export async function encodeDocument(
   options: EncodeOptions,
   trailerFields: Record<string, unknown>,
 ): Promise<Uint8Array> {
-  assert(isDocument(options.header.kind), "a document is CURRENT or manifest");
+  assert(isDocument(options.header.kind), "a document is CURRENT, manifest or a mark");
   const writer = new ObjectWriter(options);
   const begin = writer.begin();
-  const stored = writer.add("trailer", await makeFrame(options, "trailer", encodeJson(trailerFields)));
+  const stored = await writer.add("trailer", await makeFrame(options, "trailer", encodeJson(trailerFields)));
   return Buffer.concat([begin, stored.bytes, writer.end(stored)]);
 }
 
@@ -135,9 +135,9 @@ class ObjectWriter {
   }
 
   /** One chunk, sealed if the object is. */
-  add(type: ChunkType, frame: Uint8Array): StoredChunk {
+  async add(type: ChunkType, frame: Uint8Array): Promise<StoredChunk> {
     const offset = this.#offset;
-    const bytes = this.#seal === null ? frame : sealFrame(this.#seal, { type, offset }, frame);
+    const bytes = this.#seal === null ? frame : await sealBulk(this.#seal, { type, offset }, frame);
     return { offset, bytes: this.#pass(bytes), checksum: checksumOf(bytes) };
   }
 

@@ -6,7 +6,7 @@ import { HIGHEST_LEVEL, isDatabaseName } from "./names.ts";
 
 export const STORAGE_FORMAT_VERSION = 1;
 
-export type ObjectKind = "full" | "change-set" | "current" | "manifest";
+export type ObjectKind = "full" | "change-set" | "current" | "manifest" | "mark";
 
 /** What is known when an object's first byte is written (docs/storage-format.md section 3.1). Text fields named there as hex are lower-case hex. */
 export interface ObjectHeader {
@@ -16,7 +16,7 @@ export interface ObjectHeader {
   readonly database: string;
   /** 0 to 9 in a change-set, 0 in all other kinds. */
   readonly level: number;
-  /** Change-set: its first index; full: n0; current and manifest: the newest index when it was written. */
+  /** Change-set: its first index; full: n0; mark: its index; current and manifest: the newest index when it was written. */
   readonly first: number;
   /** 32 hex digits. */
   readonly chain: string;
@@ -29,6 +29,8 @@ export interface ObjectHeader {
   readonly keyFingerprint: string | null;
   /** 48 hex digits, new for every encoding. Two encodings under one key and seed would give their content away. */
   readonly nonceSeed: string;
+  /** `nonceSeed` of the object's first encoding, where this one was made from a stored one; else not given. */
+  readonly originSeed?: string | undefined;
   /** 32 hex digits. */
   readonly session: string;
   /** 32 hex digits. */
@@ -47,7 +49,7 @@ export const MAX_HEADER_BYTES = HEADER_PREFIX_BYTES + MAX_JSON_BYTES;
 const headerShape = z
   .object({
     writer: z.string(),
-    kind: z.enum(["full", "change-set", "current", "manifest"]),
+    kind: z.enum(["full", "change-set", "current", "manifest", "mark"]),
     database: z.string().refine(isDatabaseName, "expected a database name"),
     level: z.int().min(0).max(HIGHEST_LEVEL),
     first: count,
@@ -57,6 +59,7 @@ const headerShape = z
     cipher: z.enum(["none", "xchacha20-poly1305"]),
     key_fingerprint: hex(8).nullable(),
     nonce_seed: hex(48),
+    origin_seed: hex(48).optional(),
     session: hex(32),
     run: hex(32),
   })
@@ -65,11 +68,14 @@ const headerShape = z
     "cipher and key_fingerprint disagree",
   )
   .refine((header) => header.kind === "change-set" || header.level === 0, "only a change-set has a level")
-  .refine((header) => isDocument(header.kind) || header.first >= 1, "indexes count from 1");
+  .refine(
+    (header) => header.kind === "current" || header.kind === "manifest" || header.first >= 1,
+    "indexes count from 1",
+  );
 
-/** Whether objects of this kind hold a trailer only: `CURRENT` and `manifest`. */
+/** Whether objects of this kind hold a trailer only: `CURRENT`, `manifest` and marks. */
 export function isDocument(kind: ObjectKind): boolean {
-  return kind === "current" || kind === "manifest";
+  return kind === "current" || kind === "manifest" || kind === "mark";
 }
 
 /** The whole header: magic, u32 length of the JSON, JSON. Throws `internal` when a field is not what section 3.1 allows. */
@@ -87,6 +93,7 @@ export function encodeHeader(header: ObjectHeader): Uint8Array {
     cipher: header.cipher,
     key_fingerprint: header.keyFingerprint,
     nonce_seed: header.nonceSeed,
+    ...(header.originSeed === undefined ? {} : { origin_seed: header.originSeed }),
     session: header.session,
     run: header.run,
   };
@@ -137,6 +144,7 @@ export function parseHeader(
     cipher: fields.cipher,
     keyFingerprint: fields.key_fingerprint,
     nonceSeed: fields.nonce_seed,
+    ...(fields.origin_seed === undefined ? {} : { originSeed: fields.origin_seed }),
     session: fields.session,
     run: fields.run,
   };

@@ -67,7 +67,9 @@ async function adoptFromCursor(inputs: AdoptInputs, cursor: Cursor): Promise<Omi
     return { newest, fullBackup, beyondCursor };
   }
   await refuseStrangersReplica(inputs, cursor);
-  if (cursor.fullBackup !== null)
+  // Under another key it may well be there.
+  const isReadable = replica.catalog.fulls.every((full) => replica.trailers.canUnseal(full));
+  if (cursor.fullBackup !== null && isReadable)
     inputs.log.warn("the destination no longer holds what leads to the newest stored state", { index: newest.index });
   return { newest, fullBackup: null, beyondCursor };
 }

@@ -290,8 +290,10 @@ export class Attachment {
       log,
     });
     const { newest } = adoption;
+    const hasOtherSeals = this.#hasOtherSealsOnly(replica);
+    const unreadable = hasOtherSeals ? "encryption changed" : "replica unreadable";
     if (newest === null)
-      return this.#startChain(adoption, replica.catalog.fulls.length === 0 ? "first backup" : "replica unreadable");
+      return this.#startChain(adoption, replica.catalog.fulls.length === 0 ? "first backup" : unreadable);
     if (newest.pageSizeBytes !== this.#follower.pageSizeBytes) return this.#startChain(adoption, "page size changed");
     const at = await openLedgerAt(paths.pages, replica, newest, log);
     if (at === null) {
@@ -300,11 +302,13 @@ export class Attachment {
         const known = replica.trailers.knowledge(full);
         return known === "unknown" || (known !== "unusable" && known.chain !== newest.chain);
       });
-      return this.#startChain(adoption, unfinished ? "first backup" : "replica unreadable");
+      return this.#startChain(adoption, unfinished ? "first backup" : unreadable);
     }
     await this.#goOn(adoption, at.state, at.ledger, signal);
     // A crash between the two puts leaves a full backup that `CURRENT` does not name.
     this.#isCurrentStale = adoption.fullBackup !== null && replica.current?.full !== adoption.fullBackup.index;
+    // Whoever encrypts from now on gets at once what the new key alone restores.
+    if (hasOtherSeals) return "encryption changed";
     if (adoption.fullBackup !== null) return null;
     const isDamaged = replica.catalog.fulls.some((full) => replica.trailers.knowledge(full) === "unusable");
     return isDamaged ? "replica unreadable" : "destination gap";
@@ -479,6 +483,11 @@ export class Attachment {
       acceptPlaintext,
       signal,
     });
+  }
+
+  #hasOtherSealsOnly({ catalog: { fulls } }: Replica): boolean {
+    const seal = this.#inputs.sealKey?.fingerprint ?? PLAINTEXT_SEAL;
+    return fulls.length > 0 && fulls.every((full) => full.seal !== seal);
   }
 
   /** Somebody who encrypts does not want to find out later that a lost setting had switched it off. */

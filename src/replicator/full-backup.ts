@@ -14,6 +14,7 @@ export type FullBackupReason =
   | "interval"
   | "change-set count"
   | "page size changed"
+  | "encryption changed"
   | "destination gap"
   | "replica unreadable";
 

@@ -55,6 +55,7 @@ const LEVELS: Readonly<Record<FullBackupReason, "debug" | "info" | "warn">> = {
   interval: "debug",
   "change-set count": "debug",
   "page size changed": "warn",
+  "encryption changed": "info",
   "destination gap": "warn",
   "replica unreadable": "warn",
 };
@@ -197,6 +198,11 @@ export class FullBackups {
     const { shipper, openReplica, log } = this.#inputs;
     for (let tries = 0; tries < MAX_TAKEN_NAMES; tries++) {
       const from = shipper.stored;
+      if (await this.#hasOtherSeal(from, signal)) {
+        // Two full backups whose names differ in the seal only would have to settle at the same state.
+        await shipper.untilStored(from.index + 1, signal);
+        continue;
+      }
       const location = await this.#locationOfName(from, signal);
       if (location === null) return from;
       const replica = await openReplica(signal);
@@ -216,6 +222,18 @@ export class FullBackups {
       subject: `${this.#inputs.database}/full`,
       hint: "run `bakelite verify` to see what is in the replica's folder",
     });
+  }
+
+  /** Whether a full backup of this state is stored under another seal, as before encryption was switched on. */
+  async #hasOtherSeal(from: StoredState, signal: AbortSignal): Promise<boolean> {
+    const { destinations, newHeader, database } = this.#inputs;
+    const seal = newHeader("full", from.index, from).keyFingerprint ?? PLAINTEXT_SEAL;
+    const key = objectKey(database, { kind: "full", index: from.index, seal });
+    for (const backend of destinations.backends) {
+      for await (const found of backend.list(key.slice(0, -seal.length), { signal }))
+        if (found.key !== key) return true;
+    }
+    return false;
   }
 
   /** Where an object with the name of a full backup of this state is stored; null when nowhere. */

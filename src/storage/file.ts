@@ -201,6 +201,7 @@ export class FileBackend implements Backend {
     for (const path of paths) {
       try {
         await mkdir(path, { mode: DIRECTORY_MODE });
+        if (path !== this.location) await giveFolderToOwnerAbove(path);
       } catch (error) {
         if (systemErrorCode(error) !== "EEXIST") throw fileStorageError(error, "create the backup directory", path);
         // The root was there before us, and what is above it may not be ours to read.
@@ -355,6 +356,37 @@ function mayHold(key: string, { prefix, startAfter }: ListFilter): boolean {
   return startAfter.startsWith(key) || compareKeys(key, startAfter) > 0;
 }
 
+/** What answers to a chown on file systems without owners, and on network shares that trust no root. */
+const NO_OWNERS = new Set(["EPERM", "EACCES", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL"]);
+
+/**
+ * Run as root, gives what was just made to whoever owns the folder that it is in: `sudo bakelite reencrypt`, `repair` or `compact`
+ * must not leave objects that the daemon's user cannot read. Where that cannot be done it stays root's.
+ */
+async function giveToOwnerOfFolder(handle: FileHandle, path: string): Promise<void> {
+  if (process.geteuid?.() !== 0) return;
+  try {
+    const { uid, gid } = await stat(dirname(path));
+    if (uid !== 0 || gid !== 0) await handle.chown(uid, gid);
+  } catch (error) {
+    if (NO_OWNERS.has(systemErrorCode(error) ?? "")) return;
+    await handle.close().catch(() => {});
+    await unlink(path).catch(() => {});
+    throw error;
+  }
+}
+
+/** The same for a folder. Opened without following a link, since the folder above may belong to somebody else. */
+async function giveFolderToOwnerAbove(path: string): Promise<void> {
+  if (process.geteuid?.() !== 0) return;
+  await using handle = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_DIRECTORY);
+  const { uid, gid } = await stat(dirname(path));
+  if (uid === 0 && gid === 0) return;
+  await handle.chown(uid, gid).catch((error: unknown) => {
+    if (!NO_OWNERS.has(systemErrorCode(error) ?? "")) throw error;
+  });
+}
+
 /** A temporary file that is removed when it goes out of scope, unless it was published. */
 class StagedFile implements AsyncDisposable {
   readonly handle: FileHandle;
@@ -367,7 +399,9 @@ class StagedFile implements AsyncDisposable {
   }
 
   static async create(path: string): Promise<StagedFile> {
-    return new StagedFile(await open(path, "wx", FILE_MODE), path);
+    const handle = await open(path, "wx", FILE_MODE);
+    await giveToOwnerOfFolder(handle, path);
+    return new StagedFile(handle, path);
   }
 
   published(): void {

@@ -10,14 +10,17 @@ import {
   emptyKeyRing,
   formatKeyText,
   keyRing,
+  openSealedBulk,
   openSealedFrame,
   parseKeyText,
   type SealContext,
+  sealBulk,
   sealFrame,
 } from "../../src/format/envelope.ts";
 import { expectCode, OTHER_KEY, SAMPLE_KEY, u64 } from "./samples.ts";
 
 const rawKey = fc.uint8Array({ minLength: 32, maxLength: 32 });
+const rawBytes = new Uint8Array(32).fill(1);
 
 describe("the ciphers that we build on give the published results:", () => {
   test("HKDF-SHA-256, RFC 5869 appendix A.3 (no salt, no info)", () => {
@@ -128,6 +131,74 @@ describe("sealing a chunk", () => {
   });
 });
 
+describe("sealing in bulk", () => {
+  const sealing = fc.record({
+    key: rawKey,
+    nonceSeed: fc.uint8Array({ minLength: 24, maxLength: 24 }).map((seed) => seed.toHex()),
+    headerSha256: rawKey,
+  });
+  const place = fc.record({
+    type: fc.constantFrom("data" as const, "index" as const, "trailer" as const),
+    offset: fc.maxSafeNat(),
+  });
+
+  test("gives the same bytes as the other cipher, and each opens what the other sealed", async () => {
+    await fc.assert(
+      fc.asyncProperty(sealing, place, fc.uint8Array({ maxLength: 5000 }), async (context, chunk, frame) => {
+        const stored = sealFrame(context, chunk, frame);
+        expect(await sealBulk(context, chunk, frame)).toEqual(stored);
+        const subject = "app/x";
+        const view = Buffer.concat([Buffer.alloc(5), stored, Buffer.alloc(7)]).subarray(5, 5 + stored.length);
+        expect(await openSealedBulk(context, { ...chunk, subject }, view)).toEqual(frame);
+        expect(openSealedFrame(context, { ...chunk, subject }, stored)).toEqual(frame);
+      }),
+    );
+  });
+
+  test("gives the same bytes for the largest data chunk, from memory that is shared too", async () => {
+    const context = { key: SAMPLE_KEY.key, nonceSeed: "5c".repeat(24), headerSha256: new Uint8Array(32) };
+    const frame = new Uint8Array(new SharedArrayBuffer(262_152)).fill(7);
+    const chunk = { type: "data", offset: 77 } as const;
+    expect(await sealBulk(context, chunk, frame)).toEqual(sealFrame(context, chunk, frame));
+  });
+
+  test("notices every changed bit, and every byte that is missing", async () => {
+    const context = { key: SAMPLE_KEY.key, nonceSeed: "5c".repeat(24), headerSha256: new Uint8Array(32) };
+    const at = { type: "data", offset: 77, subject: "app/x" } as const;
+    const stored = await sealBulk(context, at, new Uint8Array(60).fill(3));
+    for (let bit = 0; bit < stored.length * 8; bit++) {
+      const changed = stored.slice();
+      changed[bit >> 3] = (changed[bit >> 3] ?? 0) ^ (1 << (bit & 7));
+      const error = await expectCode("replica-corrupt", () => openSealedBulk(context, at, changed));
+      expect(error.message).toBe("stored object is damaged: the seal of the data chunk at byte 77 is broken");
+    }
+    for (let length = 0; length < stored.length; length++)
+      await expectCode("replica-corrupt", () => openSealedBulk(context, at, stored.subarray(0, length)));
+    await expectCode("replica-corrupt", () => openSealedBulk({ ...context, headerSha256: rawBytes }, at, stored));
+  });
+
+  test("gives the same bytes where the runtime has no such cipher", async () => {
+    const { subtle } = crypto;
+    const original = subtle.importKey;
+    subtle.importKey = () => Promise.reject(new DOMException("no", "NotSupportedError"));
+    try {
+      const context = { key: SAMPLE_KEY.key, nonceSeed: "6d".repeat(24), headerSha256: new Uint8Array(32) };
+      const at = { type: "index", offset: 5, subject: "app/x" } as const;
+      const stored = await sealBulk(context, at, rawBytes);
+      expect(stored).toEqual(sealFrame(context, at, rawBytes));
+      expect(await openSealedBulk(context, at, stored)).toEqual(rawBytes);
+    } finally {
+      subtle.importKey = original;
+    }
+  });
+
+  test("is done by the runtime's own cipher", async () => {
+    const format = "raw-secret" as "raw";
+    const algorithm = { name: "ChaCha20-Poly1305" };
+    expect((await crypto.subtle.importKey(format, rawBytes, algorithm, false, ["encrypt"])).type).toBe("secret");
+  });
+});
+
 describe("key text", () => {
   const example = formatKeyText(Uint8Array.from({ length: 32 }, (_, i) => i));
 
@@ -140,7 +211,8 @@ describe("key text", () => {
       fc.property(rawKey, (raw) => {
         const text = formatKeyText(raw);
         const grouped = text.slice(16).replaceAll(/(.{8})/g, "$1-");
-        for (const variant of [text, `\r\n ${text}\n\n`, text.toLowerCase(), `BAKELITE-KEY-V1-${grouped}`]) {
+        const wrapped = `\ufeff${text.slice(0, 40)}\r\n${text.slice(40)}\r\n`;
+        for (const variant of [text, `\r\n ${text}\n\n`, text.toLowerCase(), `BAKELITE-KEY-V1-${grouped}`, wrapped]) {
           expect(parseKeyText(variant)).toEqual(raw);
         }
       }),
@@ -188,16 +260,37 @@ describe("key text", () => {
     }
   });
 
-  test("with any one digit wrong, or two neighbours swapped, is told to be mistyped", async () => {
+  test("with any one digit wrong, or two neighbours swapped, is told to be mistyped, and where", async () => {
     const digits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     for (let i = 16; i < example.length; i++) {
-      const variants = [...digits].map((digit) => example.slice(0, i) + digit + example.slice(i + 1));
-      variants.push(example.slice(0, i) + example.charAt(i + 1) + example.charAt(i) + example.slice(i + 2));
-      for (const variant of variants) {
-        if (variant === example) continue;
-        const error = await expectCode("key-wrong", () => parseKeyText(variant));
-        expect(error.message).toBe("the key is mistyped: its checksum does not match");
-      }
+      const wrong =
+        example.slice(0, i) + digits.charAt((digits.indexOf(example.charAt(i)) + 5) % 32) + example.slice(i + 1);
+      const error = await expectCode("key-wrong", () => parseKeyText(wrong));
+      expect(error.message).toBe(`the key is mistyped: its digit ${i - 15} seems to be wrong`);
+      const swapped = example.slice(0, i) + example.charAt(i + 1) + example.charAt(i) + example.slice(i + 2);
+      if (swapped === example) continue;
+      const other = await expectCode("key-wrong", () => parseKeyText(swapped));
+      expect(other.message).toBe(`the key is mistyped: its digits ${i - 15} and ${i - 14} seem to be swapped`);
     }
+  });
+
+  test("with one digit too few or too many is told where", async () => {
+    const key = formatKeyText(Uint8Array.from({ length: 32 }, (_, i) => i * 7 + 1));
+    const without = await expectCode("key-wrong", () => parseKeyText(key.slice(0, 30) + key.slice(31)));
+    expect(without.message).toBe(
+      "the key is mistyped: it has 55 digits instead of 56; one seems to be missing at digit 15",
+    );
+    const extra = await expectCode("key-wrong", () => parseKeyText(`${key.slice(0, 30)}U${key.slice(30)}`));
+    expect(extra.message).toBe("the key is mistyped: its digit 15 is not in the alphabet");
+    const double = await expectCode("key-wrong", () => parseKeyText(`${key.slice(0, 30)}9${key.slice(30)}`));
+    expect(double.message).toMatch(
+      /^the key is mistyped: it has 57 digits instead of 56; digit 1[45] seems to be too many$/,
+    );
+  });
+
+  test("with many mistakes is told to be mistyped", async () => {
+    const scrambled = example.slice(0, 16) + [...example.slice(16)].reverse().join("");
+    const error = await expectCode("key-wrong", () => parseKeyText(scrambled));
+    expect(error.message).toBe("the key is mistyped: its checksum does not match");
   });
 });

@@ -17,6 +17,7 @@ const header: fc.Arbitrary<ObjectHeader> = fc
     compression: fc.constantFrom("zstd", "none"),
     keyFingerprint: fc.option(hexText(8)),
     nonceSeed: hexText(48),
+    originSeed: fc.option(hexText(48), { nil: undefined }),
     session: hexText(32),
     run: hexText(32),
   } as const)

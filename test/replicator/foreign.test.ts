@@ -91,23 +91,40 @@ test("a daemon with another key than the replica's stores what its own key resto
   await (await r.startSynced({ key: testKey(1) })).stop();
   await r.writer.burst(3);
   const daemon = await r.startSynced({ key: testKey(2) });
-  expect(begun(daemon)).toHaveLength(1);
+  expect(begun(daemon)).toEqual(["encryption changed"]);
   await r.assertLatestIsLive({ key: testKey(2) });
 });
 
-test("switching encryption on makes a sealed full backup, which alone restores what follows", async () => {
+for (const acceptPlaintext of [false, true]) {
+  test(`switching encryption on makes a sealed full backup, which alone restores what follows (accept_plaintext = ${acceptPlaintext})`, async () => {
+    await using r = await Replication.begin();
+    await r.makeRows(10);
+    const plain = await r.startSynced();
+    await r.writer.burst(3);
+    await plain.synced();
+    await plain.stop();
+    const key = testKey(3);
+    const daemon = await r.startSynced({ key, acceptPlaintext });
+    await r.writer.burst(3);
+    await daemon.synced();
+    expect((await r.keys()).filter((name) => FULL.test(name))).toHaveLength(2);
+    expect(begun(daemon)).toEqual(["encryption changed"]);
+    expect(daemon.log.find(/./, "warn")).toEqual([]);
+    await r.assertLatestIsLive({ key });
+    await daemon.stop();
+    expect(begun(await r.startSynced({ key, acceptPlaintext }))).toEqual([]);
+  });
+}
+
+test("a full backup under a new key never has the index of one under another seal", async () => {
   await using r = await Replication.begin();
   await r.makeRows(10);
-  const plain = await r.startSynced();
-  await r.writer.burst(3);
-  await plain.synced();
-  await plain.stop();
-  const key = testKey(3);
-  const daemon = await r.startSynced({ key, acceptPlaintext: false });
-  await r.writer.burst(3);
-  await daemon.synced();
-  expect((await r.keys()).filter((name) => FULL.test(name))).toHaveLength(2);
-  await r.assertLatestIsLive({ key });
+  await (await r.startSynced()).stop();
+  const daemon = await r.startSynced({ key: testKey(3) });
+  await daemon.until("the full backup", () => daemon.log.find(/full backup stored/).length === 1);
+  const fulls = (await r.keys()).filter((name) => FULL.test(name)).map((name) => name.split(/[/.]/)[2]);
+  expect(new Set(fulls).size).toBe(2);
+  await r.assertLatestIsLive({ key: testKey(3) });
 });
 
 /** A destination whose put looks whether a name is taken and stores after that. */
