@@ -14,7 +14,6 @@ export class WalFile {
   #descriptor: number | null = null;
   #inode: bigint | null = null;
   readonly #header = new Uint8Array(WAL_HEADER_BYTES);
-  #buffer = new Uint8Array(0);
 
   constructor(databasePath: string) {
     this.path = `${databasePath}-wal`;
@@ -58,13 +57,14 @@ export class WalFile {
   ): void {
     const frameBytes = WAL_FRAME_HEADER_BYTES + pageSizeBytes;
     const perRead = Math.max(1, Math.floor(READ_BYTES / frameBytes));
+    // Not kept: each of a fleet's databases that ever had a burst would keep a megabyte.
+    const buffer = new Uint8Array(Math.min(perRead, Math.max(0, frames.end - frames.start)) * frameBytes);
     for (let frame = frames.start; frame < frames.end; ) {
       const count = Math.min(perRead, frames.end - frame);
       const wanted = count * frameBytes;
-      if (this.#buffer.byteLength < wanted) this.#buffer = new Uint8Array(wanted);
-      const got = this.#read(this.#buffer, wanted, frameOffset(frame, pageSizeBytes));
+      const got = this.#read(buffer, wanted, frameOffset(frame, pageSizeBytes));
       const whole = Math.floor(got / frameBytes);
-      const view = new DataView(this.#buffer.buffer, 0, whole * frameBytes);
+      const view = new DataView(buffer.buffer, 0, whole * frameBytes);
       for (let i = 0; i < whole; i++) if (!visit(frame + i, view, i * frameBytes)) return;
       if (whole < count) return;
       frame += count;
