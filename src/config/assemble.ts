@@ -1,10 +1,15 @@
-import { readFile } from "node:fs/promises";
-import { deriveSealKey, emptyKeyRing, type KeyRing, keyRing, parseKeyText, type SealKey } from "../format/envelope.ts";
+import { deriveSealKey, emptyKeyRing, type KeyRing, keyRing, type SealKey } from "../format/envelope.ts";
 import type { Backend } from "../storage/backend.ts";
 import { openBackend } from "../storage/open.ts";
 import { withRetry } from "../storage/retry.ts";
 import { BakeliteError } from "../util/errors.ts";
+import { readKeyFile } from "./key-file.ts";
 import type { BackendConfig, EncryptionConfig } from "./types.ts";
+
+/** Whom to tell about what fails nothing and an operator should know. */
+export interface DestinationNews {
+  readonly onNotice?: (notice: { readonly message: string; readonly hint: string }) => void;
+}
 
 /** The keys that a database's configuration names. */
 export interface Keys {
@@ -19,31 +24,29 @@ export interface Keys {
 export async function loadKeys(encryption: EncryptionConfig): Promise<Keys> {
   if (encryption.mode === "none") return { sealKey: null, ring: emptyKeyRing, acceptPlaintext: true };
   const { keyFile, acceptPlaintext } = encryption;
-  let text: string;
-  try {
-    text = await readFile(keyFile, "utf8");
-  } catch (error) {
-    throw new BakeliteError("key-wrong", "cannot read the key file", {
-      subject: keyFile,
-      hint: "check [defaults.encryption] key_file, and that the user running bakelite may read it",
-      cause: error,
-    });
-  }
-  const sealKey = deriveSealKey(parseKeyText(text, keyFile));
+  const sealKey = deriveSealKey(await readKeyFile(keyFile));
   return { sealKey, ring: keyRing([sealKey]), acceptPlaintext };
 }
 
 /** The destination that one `[[database.backends]]` describes, with retries. Nothing is touched until its first call. */
-export function openDestination(config: BackendConfig): Backend {
-  if (config.type !== "file") {
-    throw new BakeliteError("config-invalid", `this version of bakelite cannot store to \`${config.type}\` yet`, {
-      hint: 'use a backend of type = "file"',
-    });
+export function openDestination(config: BackendConfig, news: DestinationNews = {}): Backend {
+  switch (config.type) {
+    case "file":
+      return withRetry(openBackend({ type: "file", path: config.path }), {
+        retries: config.retries,
+        baseMs: 200,
+        capMs: 5000,
+        maxElapsedMs: 30_000,
+      });
+    case "s3": {
+      // It tries again by itself, request by request; around that, tries would multiply.
+      const { credentials: explicit, credentialsFile, profile, async: _, ...own } = config;
+      const credentials = { explicit, credentialsFile, profile, env: process.env };
+      return openBackend({ ...own, credentials, onNotice: news.onNotice });
+    }
+    default:
+      throw new BakeliteError("config-invalid", `this version of bakelite cannot store to \`${config.type}\` yet`, {
+        hint: 'use a backend of type = "file" or "s3"',
+      });
   }
-  return withRetry(openBackend({ type: "file", path: config.path }), {
-    retries: config.retries,
-    baseMs: 200,
-    capMs: 5000,
-    maxElapsedMs: 30_000,
-  });
 }

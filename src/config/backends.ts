@@ -142,7 +142,7 @@ function toS3(table: Table<"s3">, context: z.RefinementCtx): S3BackendConfig {
     profile: table.profile,
     sse: table.sse,
     sseKmsKeyId: table.sse_kms_key_id,
-    partSizeBytes: table.part_size ?? 16 * MIB,
+    partSizeBytes: table.part_size ?? 8 * MIB,
     concurrency: table.concurrency ?? 4,
     caFile: table.ca_file,
     ...toCommon(table),

@@ -25,7 +25,7 @@ export async function openConfiguredReplica(
   const used = options.firstOnly === true ? ordered.slice(0, 1) : ordered;
   return Replica.open({
     database: database.name,
-    backends: used.map(openDestination),
+    backends: used.map((backend) => openDestination(backend)),
     keys: ring,
     seal: sealKey?.fingerprint ?? PLAINTEXT_SEAL,
     acceptPlaintext,

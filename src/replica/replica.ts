@@ -18,7 +18,7 @@ export interface ReplicaOptions {
   /** Objects without a seal are read although there are keys. */
   readonly acceptPlaintext: boolean;
   readonly signal?: AbortSignal | undefined;
-  /** Objects that are read at the same time; 16 by default. */
+  /** Objects that are read at the same time; 48 by default. */
   readonly concurrency?: number;
 }
 

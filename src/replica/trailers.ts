@@ -37,7 +37,7 @@ export interface OpenedObject {
   readonly source: ObjectSource;
 }
 
-const DEFAULT_CONCURRENCY = 16;
+const DEFAULT_CONCURRENCY = 48;
 /** Objects up to this size are fetched whole when their trailer is wanted: one request, and it would cover most of them anyway. */
 const SMALL_OBJECT_BYTES = 64 * 1024;
 /** Small objects that were read for planning are kept for the restore that may follow, up to this much. */

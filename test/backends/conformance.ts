@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { createHash } from "node:crypto";
 import fc from "fast-check";
-import type { Backend, ByteRange, ByteSource, ListOptions } from "../../src/storage/backend.ts";
+import type { Backend, ByteRange, ByteSource, ListOptions, UnfinishedUpload } from "../../src/storage/backend.ts";
 import { bytesSource } from "../../src/storage/backend.ts";
 import { compareKeys } from "../../src/storage/object-key.ts";
 import { backendRangeSource } from "../../src/storage/range-source.ts";
@@ -136,6 +136,22 @@ const CASES = {
     expect(await bytesOf(backend, "app/full/large.p", { start: size - 72 })).toHaveLength(72);
   },
 
+  "stores a large body of unknown size, to be replayed or not": async (backend: Backend) => {
+    const sizeBytes = 13 * MIB + 12_345;
+    for (const replayable of [true, false])
+      for (const options of [{}, { ifAbsent: true }]) {
+        const key = `app/full/${replayable}-${options.ifAbsent === true}.p`;
+        const body: ByteSource = { ...generated(21, sizeBytes, 700_000), sizeBytes: undefined, replayable };
+        expect(await backend.put(key, body, options)).toBe("stored");
+        const hash = createHash("sha256").update(await bytesOf(backend, key));
+        expect(hash.digest("hex")).toBe(await hashOf(body));
+        expect(await backend.stat(key)).toMatchObject({ sizeBytes });
+      }
+    const again: ByteSource = { ...generated(22, sizeBytes, 700_000), sizeBytes: undefined };
+    expect(await backend.put("app/full/true-true.p", again, { ifAbsent: true })).toBe("exists");
+    expect(await uploadsOf(backend)).toEqual([]);
+  },
+
   "stores a body of unknown size in many small pieces": async (backend: Backend) => {
     const bytes = seededRandom(4).bytes(50_000);
     const body: ByteSource = {
@@ -188,6 +204,53 @@ const CASES = {
           .digest("hex"),
       ).toBe(winner);
     }
+  },
+
+  "lets exactly one of eight racing large puts win": async (backend: Backend, sibling: Backend) => {
+    const body = (i: number): ByteSource => ({ ...generated(200 + i, 6 * MIB, MIB), sizeBytes: undefined });
+    const racers = Array.from({ length: 8 }, (_, i) =>
+      (i % 2 === 0 ? backend : sibling).put("app/full/race", body(i), { ifAbsent: true }),
+    );
+    const outcomes = await Promise.all(racers);
+    expect(outcomes.filter((outcome) => outcome === "stored")).toHaveLength(1);
+    const stored = createHash("sha256").update(await bytesOf(backend, "app/full/race"));
+    expect(stored.digest("hex")).toBe(await hashOf(body(outcomes.indexOf("stored"))));
+    expect(await uploadsOf(backend)).toEqual([]);
+  },
+
+  "an object that was replaced tells its new size, and never an older time": async (backend: Backend) => {
+    await backend.put("app/CURRENT", text("one"));
+    const before = await backend.stat("app/CURRENT");
+    await backend.put("app/CURRENT", text("the second"));
+    const after = await backend.stat("app/CURRENT");
+    expect(after?.sizeBytes).toBe(10);
+    expect(after?.modifiedMs ?? 0).toBeGreaterThanOrEqual(before?.modifiedMs ?? Number.POSITIVE_INFINITY);
+    expect(await collect(backend.list(""))).toEqual(after === null ? [] : [after]);
+  },
+
+  "many calls at once do not mix": async (backend: Backend, sibling: Backend) => {
+    const keys = Array.from({ length: 64 }, (_, i) => `app/many/${i}`);
+    await Promise.all(
+      keys.map(async (key, i) => {
+        const [one, other] = i % 2 === 0 ? [backend, sibling] : [sibling, backend];
+        expect(await one.get(key)).toBeNull();
+        expect(await one.put(key, generated(i, 10_000 + i, 4096), { ifAbsent: true })).toBe("stored");
+        const expected = Buffer.concat(await collect(generated(i, 10_000 + i, 4096).open()));
+        const [all, tail, object, exists] = await Promise.all([
+          bytesOf(other, key),
+          bytesOf(one, key, { start: -72 }),
+          other.stat(key),
+          one.put(key, text("x"), { ifAbsent: true }),
+        ]);
+        expect(Buffer.compare(all, expected)).toBe(0);
+        expect(Buffer.compare(tail, expected.subarray(-72))).toBe(0);
+        expect(object).toMatchObject({ key, sizeBytes: 10_000 + i });
+        expect(exists).toBe("exists");
+        if (i % 4 === 0) await one.delete([key]);
+      }),
+    );
+    const left = keys.filter((_, i) => i % 4 !== 0).toSorted();
+    expect(await keysOf(backend, "app/many/")).toEqual(left);
   },
 
   "lists ascending by the bytes of the keys, below a prefix, after a key": async (backend: Backend) => {
@@ -244,6 +307,10 @@ const CASES = {
       startAfter = page.at(-1);
     }
     expect(paged).toEqual(keys);
+    for (const position of [0, 49, 50, 998, 999, 1000, 1048, 1049]) {
+      const startAfter = keys[position] ?? "";
+      expect(await keysOf(backend, "app/", { startAfter })).toEqual(keys.slice(position + 1));
+    }
   },
 
   "lists nothing in an empty place": async (backend: Backend) => {
@@ -281,6 +348,44 @@ const CASES = {
     const sorted = keys.toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)));
     expect(await keysOf(backend, "app/")).toEqual(sorted);
     expect(await keysOf(backend, "app/日")).toEqual(["app/日本語"]);
+    await backend.delete(keys);
+    expect(await keysOf(backend, "")).toEqual([]);
+  },
+
+  "keeps every printable character of ASCII in a key": async (backend: Backend) => {
+    const keys = Array.from({ length: 0x7f - 0x20 }, (_, i) => String.fromCharCode(0x20 + i))
+      .filter((character) => character !== "/" && character !== ".")
+      .flatMap((character) => [`${character}/a`, `app/${character}`, `app/a${character}b/c${character}`]);
+    await inParallel(keys, 8, async (key) =>
+      expect(await backend.put(key, text(key), { ifAbsent: true })).toBe("stored"),
+    );
+    const sorted = keys.toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)));
+    expect(await keysOf(backend, "")).toEqual(sorted);
+    for (const key of ["app/%", "app/+", "app/&", "app/a b/c ", " /a", "%/a"]) {
+      const at = sorted.indexOf(key);
+      expect(await keysOf(backend, "", { startAfter: key })).toEqual(sorted.slice(at + 1));
+      expect(await keysOf(backend, key)).toEqual(sorted.filter((each) => each.startsWith(key)));
+    }
+    await inParallel(keys, 8, async (key) => expect(await textOf(backend, key)).toBe(key));
+    await backend.delete(keys);
+    expect(await keysOf(backend, "")).toEqual([]);
+  },
+
+  "keeps control characters in keys": async (backend: Backend) => {
+    const codes = [...Array.from({ length: 0x1f }, (_, i) => i + 1), 0x7f, 0x85, 0x2028, 0xfffd];
+    const keys = codes.map((code) => `app/a${String.fromCharCode(code)}b`);
+    for (const key of keys) await backend.put(key, text("x"));
+    const sorted = keys.toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)));
+    expect(await keysOf(backend, "")).toEqual(sorted);
+    await backend.delete(keys);
+    expect(await keysOf(backend, "")).toEqual([]);
+  },
+
+  "keeps keys of 900 bytes": async (backend: Backend) => {
+    const keys = [Array(18).fill("n".repeat(49)).join("/"), Array(9).fill("ü".repeat(49)).join("/")];
+    for (const key of keys) await backend.put(key, text(key));
+    for (const key of keys) expect(await textOf(backend, key)).toBe(key);
+    expect(await keysOf(backend, "")).toEqual(keys);
     await backend.delete(keys);
     expect(await keysOf(backend, "")).toEqual([]);
   },
@@ -341,12 +446,42 @@ const CASES = {
     expect(await keysOf(backend, "")).toEqual(["app/CURRENT"]);
   },
 
+  "leaves nothing of a large body that throws midway, nor of one that is aborted": async (backend: Backend) => {
+    const abort = new AbortController();
+    const large = (atEnd: () => Promise<void>): ByteSource => ({
+      sizeBytes: undefined,
+      replayable: false,
+      async *open() {
+        yield* generated(23, 12 * MIB, MIB).open();
+        await atEnd();
+      },
+    });
+    const throwing = large(async () => {
+      throw new Error("the source broke");
+    });
+    await expect(backend.put("app/full/1.p", throwing, { ifAbsent: true })).rejects.toThrow("the source broke");
+    const hanging = large(async () => {
+      abort.abort();
+      await new Promise(() => {});
+    });
+    const put = backend.put("app/full/1.p", hanging, { signal: abort.signal });
+    await expect(withDeadline(put, { what: "the aborted put to end" })).rejects.toMatchObject({ code: "interrupted" });
+    expect(await backend.stat("app/full/1.p")).toBeNull();
+    expect(await keysOf(backend, "")).toEqual([]);
+    expect(await uploadsOf(backend)).toEqual([]);
+  },
+
   "refuses a body that is not as long as it said": async (backend: Backend) => {
     for (const sizeBytes of [99_999, 100_001]) {
       const body: ByteSource = { ...bytesSource(new Uint8Array(100_000)), sizeBytes };
       await expect(backend.put("app/short", body)).rejects.toBeInstanceOf(BakeliteError);
     }
+    for (const sizeBytes of [11 * MIB - 1, 11 * MIB + 1, 7 * MIB, 17 * MIB]) {
+      const body: ByteSource = { ...generated(24, 11 * MIB, MIB), sizeBytes };
+      await expect(backend.put("app/short", body)).rejects.toBeInstanceOf(BakeliteError);
+    }
     expect(await keysOf(backend, "")).toEqual([]);
+    expect(await uploadsOf(backend)).toEqual([]);
   },
 
   "leaves nothing of an aborted put, also when its source hangs": async (backend: Backend) => {
@@ -445,6 +580,11 @@ export async function bytesOf(backend: Backend, key: string, range?: ByteRange):
 
 export async function keysOf(backend: Backend, prefix: string, options: ListOptions = {}): Promise<string[]> {
   return (await collect(backend.list(prefix, options))).map((object) => object.key);
+}
+
+/** Uploads that were begun and neither completed nor aborted; none where there is no such thing. */
+async function uploadsOf(backend: Backend): Promise<readonly UnfinishedUpload[]> {
+  return await collect((await backend.unlisted?.uploads("")) ?? []);
 }
 
 export async function collect<T>(source: AsyncIterable<T> | readonly T[]): Promise<T[]> {

@@ -1,7 +1,7 @@
 // `npm run bench`: figures to look at, taken with the executable that `npm run build` made.
 //
 //   npm run bench                         all of it, some twelve minutes
-//   npm run bench -- rate lag             only these: rate lag full restore fleet idle catalog s3
+//   npm run bench -- rate lag             only these: rate lag full restore fleet idle catalog s3 s3-latency
 //   npm run bench -- --quick              everything smaller and shorter: to see that it works
 //   npm run bench -- --json file          writes what was measured there, too
 //   npm run bench -- --markdown           puts the tables into docs/performance.md, between its markers
@@ -36,6 +36,7 @@ import {
   textOfRun,
 } from "./report.ts";
 import { benchS3 } from "./s3.ts";
+import { benchS3Latency } from "./s3-latency.ts";
 import type { BenchContext } from "./scene.ts";
 
 const PAGE = resolve(import.meta.dir, "../../docs/performance.md");
@@ -55,6 +56,7 @@ const BENCHES: readonly { readonly names: readonly BenchName[]; readonly bench: 
   { names: ["idle"], bench: benchIdle },
   { names: ["catalog"], bench: benchCatalog },
   { names: ["s3"], bench: benchS3 },
+  { names: ["s3-latency"], bench: benchS3Latency },
 ];
 
 const { values: flags, positionals } = parseArgs({

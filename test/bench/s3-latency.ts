@@ -1,5 +1,3 @@
-// The restore of very many change-sets from a bucket that is far away: `node packaging/bun.mjs test/bench/s3-latency.ts`
-// after `npm run build`, with `--quick` for a tenth of it. Needs the programs of Ceph RGW.
 import { rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { copyObjects } from "../backends/copy-objects.ts";
@@ -11,9 +9,8 @@ import { missingForRgw, startRgw } from "../servers/rgw.ts";
 import { newBucketName, S3Requests } from "../servers/s3-account.ts";
 import { openS3, s3Table } from "../servers/s3-backends.ts";
 import { seededRandom } from "../support/random.ts";
-import { temporaryDirectory } from "../support/temporary-directory.ts";
 import { count, mebibytes, seconds } from "./figures.ts";
-import { type BenchReport, textOfRun } from "./report.ts";
+import type { BenchReport } from "./report.ts";
 import { type BenchContext, runToEnd } from "./scene.ts";
 
 const PAGES = 64;
@@ -21,10 +18,16 @@ const LATENCIES_MS = [0, 50];
 const BUDGET_SECONDS = 30;
 const COPY_WIDTH = 24;
 
+/** The restore of very many change-sets from a bucket that is far away. Needs the programs of Ceph RGW. */
 export async function benchS3Latency({ directory, quick, seed, say }: BenchContext): Promise<BenchReport> {
   const missing = missingForRgw();
   if (missing.length > 0) {
-    return { name: "s3", tables: [], budgets: [], notes: [`Not measured: ${missing.join(", ")} not installed.`] };
+    return {
+      name: "s3-latency",
+      tables: [],
+      budgets: [],
+      notes: [`Not measured: ${missing.join(", ")} not installed.`],
+    };
   }
   const size = quick ? 500 : 5000;
   await using rgw = await startRgw();
@@ -76,7 +79,7 @@ export async function benchS3Latency({ directory, quick, seed, say }: BenchConte
     ]);
   }
   return {
-    name: "s3",
+    name: "s3-latency",
     tables: [
       {
         title: `Restore of one full backup and ${count(size)} change-sets, none of them compacted, from Ceph RGW`,
@@ -112,16 +115,4 @@ async function storeChangeSets(backend: MemoryBackend, size: number, seed: numbe
     builder.states.delete(index - 1);
     builder.stored.clear();
   }
-}
-
-if (import.meta.main) {
-  await using directory = await temporaryDirectory("bench-s3");
-  const quick = process.argv.includes("--quick");
-  const startedMs = performance.now();
-  const report = await benchS3Latency({
-    ...{ directory: directory.path, quick, seed: 20_261, litestream: null },
-    say: (what) => console.error(what),
-  });
-  const tookSeconds = (performance.now() - startedMs) / 1000;
-  console.log(textOfRun({ ...report, startedAt: new Date().toISOString(), tookSeconds, otherCpuShare: Number.NaN }));
 }

@@ -106,7 +106,7 @@ describe("where each value comes from", () => {
   test("each backend has a section", async () => {
     const s3 = await rows("database app, backend 1 of 2");
     expect(s3.get("bucket")).toBe("backups | [[database.backends]], line 18");
-    expect(s3.get("part_size")).toBe("16MiB | built-in default");
+    expect(s3.get("part_size")).toBe("8MiB | built-in default");
     expect(s3.get("prefix")).toBe('"" | built-in default');
     expect((await rows("database app, backend 2 of 2")).get("async")).toBe("true | [[database.backends]], line 26");
     expect((await rows("database open, backend 1 of 1")).get("host")).toBe("h | [[database.backends]], line 32");

@@ -16,6 +16,8 @@ export interface DaemonDatabase {
   readonly path: string;
   /** Where the file backend stores it; one entry for each lock-step destination. */
   readonly replicas: readonly string[];
+  /** Lock-step destinations of any other kind, each as the keys of its `[[database.backends]]`. */
+  readonly destinations?: readonly Settings[];
   /** Beside what `[defaults]` says. */
   readonly settings?: Settings;
 }
@@ -83,6 +85,8 @@ export function daemonConfig({ databases, settings = {}, keyFile, logLevel = "in
     lines.push(...assignments(database.settings ?? {}));
     for (const replica of database.replicas)
       lines.push("", "  [[database.backends]]", '  type = "file"', `  path = ${toml(replica)}`);
+    for (const destination of database.destinations ?? [])
+      lines.push("", "  [[database.backends]]", ...assignments(destination));
   }
   return `${lines.join("\n")}\n`;
 }

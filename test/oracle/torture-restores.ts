@@ -5,14 +5,14 @@ import { PLAINTEXT_SEAL } from "../../src/format/names.ts";
 import { planRestore, type RestoreTarget } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
 import { restoreDatabase } from "../../src/replica/restore.ts";
-import { openBackend } from "../../src/storage/open.ts";
+import type { Backend } from "../../src/storage/backend.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { gradeRestore } from "./grade.ts";
 import type { Ack } from "./protocol.ts";
 
 export interface RestorerOptions {
-  /** Where the file backend stores. */
-  readonly replicaPath: string;
+  /** A client of the destination, new for each restore as each command would have. */
+  readonly openReplica: () => Backend;
   readonly database: string;
   readonly databasePath: string;
   /** Where files are restored to, and removed again once they are graded. */
@@ -119,10 +119,10 @@ export class Restorer {
   }
 
   async open(): Promise<Replica> {
-    const { replicaPath, database, sealKey } = this.#options;
+    const { openReplica, database, sealKey } = this.#options;
     return await Replica.open({
       database,
-      backends: [openBackend({ type: "file", path: replicaPath })],
+      backends: [openReplica()],
       keys: sealKey === null ? emptyKeyRing : keyRing([sealKey]),
       seal: sealKey?.fingerprint ?? PLAINTEXT_SEAL,
       acceptPlaintext: sealKey === null,

@@ -18,6 +18,8 @@ const { values } = parseArgs({
     "target-bytes": { type: "string" },
     /** Bytes that the database has from the beginning. */
     ballast: { type: "string", default: "0" },
+    /** To a real S3 server behind a line with faults and outages, instead of a directory. */
+    s3: { type: "boolean", default: false },
     encrypted: { type: "boolean", default: false },
     /** The compiled program instead of the source. */
     executable: { type: "boolean", default: false },
@@ -69,6 +71,7 @@ function readOptions(seed: number): TortureOptions {
     settings: Object.fromEntries(values.set.map(setting)),
     ballastBytes: wholeNumber("ballast", values.ballast),
     encrypted: values.encrypted,
+    destination: values.s3 ? "s3" : "file",
     program: values.executable ? "executable" : "source",
   };
 }

@@ -19,6 +19,7 @@ import {
 import { compareLogical } from "./grade.ts";
 import type { WriterSpec } from "./protocol.ts";
 import { Cast, type RoleName, rolesFor } from "./torture-cast.ts";
+import { openTortureDestination, type TortureDestination } from "./torture-destination.ts";
 import { type Graded, Restorer } from "./torture-restores.ts";
 
 export interface TortureOptions {
@@ -46,6 +47,10 @@ export interface TortureOptions {
   readonly program?: Program;
   /** With this the replica is sealed. */
   readonly encrypted?: boolean;
+  /** Where it ships to: a directory by default; "s3" is a real server behind a line with faults and outages. */
+  readonly destination?: "file" | "s3";
+  /** Outages of some seconds, with "s3"; one for each 15 s if not given. */
+  readonly outages?: number;
   /** One after the other, with about this much time between two. */
   readonly restoreEveryMs?: number;
   /** Ends it early, with this as the failure. */
@@ -81,6 +86,8 @@ export interface TortureReport {
   readonly maxWalBytes: number;
   readonly databaseBytes: number;
   readonly stopMs: number;
+  /** What else the destination has to tell, in a line for people. */
+  readonly destination: string;
 }
 
 const NAME = "app";
@@ -97,6 +104,7 @@ const JUDGE = fileURLToPath(new URL("../judge/bakelite_reader.py", import.meta.u
 /** An undisturbed daemon that is so far behind is not slow but stuck. */
 const STUCK_MS = 15_000;
 const STOP_DEADLINE_MS = 10_000;
+const MAX_OUTAGE_MS = 5000;
 
 /** What a daemon may say above `info` although nothing is wrong with it. */
 const HARMLESS = [
@@ -127,6 +135,7 @@ type Disturbance =
   | "kill the daemon"
   | "stop the daemon"
   | "restart the daemon"
+  | "outage"
   | "kill a writer"
   | "crash"
   | "calm"
@@ -139,6 +148,7 @@ class TortureRun implements AsyncDisposable {
   readonly #daemonOptions: DaemonOptions;
   readonly #sealing: Sealing | null;
   readonly #cast: Cast;
+  readonly #destination: TortureDestination;
   readonly #restorer: Restorer;
   readonly #daemons: DaemonProcess[] = [];
   readonly #agesMs: number[] = [];
@@ -151,16 +161,16 @@ class TortureRun implements AsyncDisposable {
   #calms = 0;
   #ended = false;
 
-  private constructor(options: TortureOptions, directory: TemporaryDirectory, cast: Cast, sealing: Sealing | null) {
+  private constructor(options: TortureOptions, { directory, cast, sealing, destination }: Parts) {
     this.#options = options;
+    this.#destination = destination;
     this.#random = seededRandom(options.seed).fork("torture");
     this.#directory = directory;
     this.#cast = cast;
     const databasePath = databasePathIn(directory);
-    const replicaPath = directory.file("replica");
     this.#daemonOptions = {
       configPath: configPathIn(directory.path),
-      databases: [{ name: NAME, path: databasePath, replicas: [replicaPath] }],
+      databases: [{ name: NAME, path: databasePath, replicas: [], destinations: [destination.table] }],
       settings: options.settings ?? {},
       ...(sealing === null ? {} : { keyFile: sealing.keyFile }),
       logLevel: "debug",
@@ -168,7 +178,7 @@ class TortureRun implements AsyncDisposable {
     };
     this.#sealing = sealing;
     this.#restorer = new Restorer({
-      replicaPath,
+      openReplica: () => destination.open(),
       database: NAME,
       databasePath,
       folder: directory.path,
@@ -183,8 +193,15 @@ class TortureRun implements AsyncDisposable {
     await mkdir(directory.file("live"));
     const roles = typeof options.writers === "number" ? rolesFor(options.writers) : options.writers;
     const { ballastBytes = 0 } = options;
-    const cast = await Cast.start({ database: databasePathIn(directory), roles, random, common, ballastBytes });
-    return new TortureRun(options, directory, cast, options.encrypted === true ? await makeKey(directory) : null);
+    const sealing = options.encrypted === true ? await makeKey(directory) : null;
+    const destination = await openTortureDestination(options.destination ?? "file", directory, options.seed);
+    try {
+      const cast = await Cast.start({ database: databasePathIn(directory), roles, random, common, ballastBytes });
+      return new TortureRun(options, { directory, cast, sealing, destination });
+    } catch (error) {
+      await destination[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   async finish(): Promise<TortureReport> {
@@ -210,6 +227,7 @@ class TortureRun implements AsyncDisposable {
     this.#ended = true;
     for (const daemon of this.#daemons) await daemon[Symbol.asyncDispose]();
     await this.#cast[Symbol.asyncDispose]();
+    await this.#destination[Symbol.asyncDispose]();
     // For whoever keeps the folder to look into a failure.
     const log = this.#lines().map((line) => `${JSON.stringify(line)}\n`);
     await writeFile(this.#directory.file("daemon.log"), log.join(""));
@@ -229,9 +247,11 @@ class TortureRun implements AsyncDisposable {
   /** One disturbance after the other, at moments drawn at random. */
   async #disturb(endMs: number): Promise<void> {
     const { kills, seconds } = this.#options;
+    const outages = this.#destination.outage === undefined ? 0 : (this.#options.outages ?? Math.ceil(seconds / 15));
     const quarter = Math.ceil(kills / 4);
     const schedule = [
       ...Array.from({ length: kills }, () => "kill the daemon" as const),
+      ...Array.from({ length: outages }, () => "outage" as const),
       ...Array.from({ length: this.#options.stops ?? quarter }, () => "stop the daemon" as const),
       ...Array.from({ length: this.#options.restarts ?? quarter }, () => "restart the daemon" as const),
       ...Array.from({ length: this.#options.writerKills ?? quarter }, () => "kill a writer" as const),
@@ -264,6 +284,11 @@ class TortureRun implements AsyncDisposable {
         return;
       case "restart the daemon":
         return await this.#restartDaemon();
+      case "outage":
+        this.#undisturbedSinceMs = Number.POSITIVE_INFINITY;
+        await this.#destination.outage?.(random.pick(["refuse", "hang"] as const), random.integer(200, MAX_OUTAGE_MS));
+        this.#undisturbedSinceMs = Date.now();
+        return;
       case "kill a writer":
         return await this.#cast.killOne(random);
       case "crash":
@@ -387,6 +412,7 @@ class TortureRun implements AsyncDisposable {
     await this.#compareWithLive(newest);
     await this.#restoreByCommand(newest);
     await this.#restartAtRest(newest);
+    await this.#destination.settle();
     this.#tell("grading restores at rest");
     await this.#restoreAtRest(index);
     const begun = countBy(this.#said("full backup begins").map((line) => String(line["reason"])));
@@ -394,6 +420,7 @@ class TortureRun implements AsyncDisposable {
     this.#checkFullBackups(fullBackups);
     this.#checkLog();
     this.#tell("asking the independent reader");
+    const destination = await this.#destination.judge(this.#daemonKills + this.#crashes);
     await this.#askJudge("verify");
     await this.#cast.resume();
     await this.#cast.stop();
@@ -422,6 +449,7 @@ class TortureRun implements AsyncDisposable {
       maxWalBytes: this.#maxWalBytes,
       databaseBytes: await sizeOf(databasePathIn(this.#directory)),
       stopMs,
+      destination,
     };
   }
 
@@ -486,7 +514,7 @@ class TortureRun implements AsyncDisposable {
   /** Runs the independent reader; exit status 0 means that all is in order. */
   async #askJudge(command: "verify" | "restore", ...args: readonly string[]): Promise<void> {
     const keys = this.#sealing === null ? [] : ["--key-file", this.#sealing.keyFile];
-    const program = [pythonPath(), JUDGE, command, this.#directory.file("replica"), "--database", NAME];
+    const program = [pythonPath(), JUDGE, command, this.#destination.localPath, "--database", NAME];
     const child = Bun.spawn([...program, ...keys, ...args], { stdin: "ignore", stdout: "pipe", stderr: "pipe" });
     const [stdout, stderr, status] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
     if (status !== 0)
@@ -520,7 +548,10 @@ class TortureRun implements AsyncDisposable {
     if (complaints !== "") throw new Error(`a daemon said: ${complaints}`);
     const bad = this.#lines().filter(
       ({ level, message, reason }) =>
-        (level === "error" || level === "warn") && !HARMLESS.includes(message) && reason !== RESTARTED_AT_ATTACH,
+        (level === "error" || level === "warn") &&
+        !HARMLESS.includes(message) &&
+        !this.#destination.harmless(message) &&
+        reason !== RESTARTED_AT_ATTACH,
     );
     if (bad.length > 0)
       throw new Error(
@@ -557,7 +588,15 @@ export function describeReport(report: TortureReport): string {
     `  restores graded: ${report.restoredLatest} latest and ${report.restoredAtTimes} at a time under load, ${report.restoredAtRest} at rest, of ${report.restorePoints} restore points`,
     `  full backups stored: ${JSON.stringify(report.fullBackups)}, begun: ${JSON.stringify(report.fullBackupsBegun)}; comparisons: ${report.comparisons}`,
     `  age of the oldest commit not restorable: ${age}; largest WAL ${mebibytes(report.maxWalBytes)}; stopped in ${report.stopMs.toFixed(0)} ms`,
+    ...(report.destination === "" ? [] : [`  ${report.destination}`]),
   ].join("\n");
+}
+
+interface Parts {
+  readonly directory: TemporaryDirectory;
+  readonly cast: Cast;
+  readonly sealing: Sealing | null;
+  readonly destination: TortureDestination;
 }
 
 interface Sealing {
@@ -586,6 +625,7 @@ function commandLine({
   program,
   encrypted,
   ballastBytes,
+  destination,
 }: TortureOptions): string {
   const parts = [
     `npm run torture -- --seconds ${seconds} --kills ${kills} --writers ${String(writers)} --seed ${seed}`,
@@ -594,6 +634,7 @@ function commandLine({
   if (writerOptions.autoVacuum !== undefined) parts.push(`--auto-vacuum ${writerOptions.autoVacuum}`);
   if (writerOptions.targetBytes !== undefined) parts.push(`--target-bytes ${writerOptions.targetBytes}`);
   if (ballastBytes !== undefined && ballastBytes > 0) parts.push(`--ballast ${ballastBytes}`);
+  if (destination === "s3") parts.push("--s3");
   if (encrypted === true) parts.push("--encrypted");
   if (program === "executable") parts.push("--executable");
   for (const [key, value] of Object.entries(settings)) parts.push(`--set ${key}=${String(value)}`);
