@@ -420,7 +420,7 @@ class TortureRun implements AsyncDisposable {
     this.#checkFullBackups(fullBackups);
     this.#checkLog();
     this.#tell("asking the independent reader");
-    const destination = await this.#destination.judge(this.#daemonKills + this.#crashes);
+    const destination = await this.#destination.judge();
     await this.#askJudge("verify");
     await this.#cast.resume();
     await this.#cast.stop();
