@@ -1,6 +1,7 @@
 import { parseByteSize } from "../util/byte-sizes.ts";
 import { parseDuration } from "../util/durations.ts";
 import { assert, BakeliteError } from "../util/errors.ts";
+import { type ListenAddress, parseListenAddress } from "../util/listen-address.ts";
 
 /** An option that a command, or every command, accepts. */
 export interface OptionSpec {
@@ -58,6 +59,11 @@ export class OptionValues {
   /** Bytes of a size such as `5GiB`. Throws `usage`. */
   byteSize(name: string): number | undefined {
     return this.#parsed(name, parseByteSize);
+  }
+
+  /** An address and port such as `127.0.0.1:9090`. Throws `usage`. */
+  listenAddress(name: string): ListenAddress | undefined {
+    return this.#parsed(name, parseListenAddress);
   }
 
   /** A whole number of at least `min`, and at most `max`. Throws `usage`. */

@@ -16,6 +16,7 @@ import { formatDuration } from "../util/durations.ts";
 import { printable } from "../util/printable.ts";
 import { formatTable, type TableColumn } from "../util/table.ts";
 import { formatAgo } from "../util/timestamps.ts";
+import { describeUnmet } from "./pruned.ts";
 
 /** A configured database and what was seen of it. */
 export interface Look {
@@ -111,6 +112,7 @@ function statusNotes({ database, seen }: Look, status: StatusFile): readonly str
     ...fullBackupNotes(status, nowMs, isReporting(state)),
     ...(isReporting(state) ? walNotes(database, status, nowMs) : []),
     ...status.destinations.flatMap((destination) => destinationNotes(destination, status, nowMs)),
+    ...status.limits_unmet.map((limit) => `limit at ${limit.destination}: ${describeUnmet(limit)}`),
   ];
 }
 

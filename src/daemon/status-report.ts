@@ -2,6 +2,7 @@ import type { Replicator } from "../replicator/replicator.ts";
 import type { ProcessIdentity } from "../state/process-identity.ts";
 import type { StatusFile, StatusState } from "../state/status.ts";
 import { formatTimestamp } from "../util/timestamps.ts";
+import type { UnmetLimitAt } from "./upkeep.ts";
 
 export interface ReportContext {
   readonly bakeliteVersion: string;
@@ -10,6 +11,7 @@ export interface ReportContext {
   readonly nowMs: number;
   readonly monotonicMs: number;
   readonly publishIntervalMs: number;
+  readonly limitsUnmet: readonly UnmetLimitAt[];
 }
 
 /** What `.bakelite/<name>.status.json` says of one replicator at this moment (docs/state-files.md). */
@@ -81,6 +83,12 @@ export function reportStatus(replicator: Replicator, context: ReportContext): St
             held_by: holder === null ? null : { pid: holder.pid, since: formatTimestamp(holder.sinceMs) },
           },
     longest_write_lock_ms: replicator.totals.longestLockMs,
+    limits_unmet: context.limitsUnmet.map(({ location, limit, allowed, remaining }) => ({
+      destination: location,
+      limit,
+      allowed,
+      remaining,
+    })),
     destinations: inputs.destinations.all.map(({ backend, type }) => ({
       location: backend.location,
       type,

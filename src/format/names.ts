@@ -9,6 +9,13 @@ export type ObjectName =
       readonly seal: string;
     };
 
+/** What the name of a mark tells: the state that stays restorable. */
+export interface MarkName {
+  readonly kind: "mark";
+  readonly index: number;
+  readonly seal: string;
+}
+
 /** The `seal` of an object that is not encrypted. */
 export const PLAINTEXT_SEAL = "p";
 
@@ -18,6 +25,8 @@ const INDEX_DIGITS = 16;
 const DATABASE_NAME = /^[A-Za-z0-9_-][A-Za-z0-9._-]*$/;
 const FULL_NAME = /^full\/([0-9]{16})\.(p|[0-9a-f]{8})$/;
 const CHANGE_SET_NAME = /^L([0-9])\/([0-9]{16})-([0-9]{16})\.(p|[0-9a-f]{8})$/;
+
+const MARK_NAME = /^keep\/([0-9]{16})\.(p|[0-9a-f]{8})$/;
 
 /** Whether `text` can be a database's name and so a folder of the destination (docs/storage-format.md section 2). */
 export function isDatabaseName(text: string): boolean {
@@ -57,6 +66,18 @@ export function parseName(text: string): ObjectName | null {
 /** The key of an object below the destination's prefix: `app/full/0000000000000001.p`. */
 export function objectKey(database: string, name: ObjectName): string {
   return `${database}/${formatName(name)}`;
+}
+
+/** The key of a mark below the destination's prefix: `app/keep/0000000000000001.p` (docs/storage-format.md section 7). Checks nothing. */
+export function markKey(database: string, { index, seal }: Omit<MarkName, "kind">): string {
+  return `${database}/keep/${formatIndex(index)}.${seal}`;
+}
+
+/** What a mark's key below the database's folder says; null for anything else. */
+export function parseMarkName(text: string): MarkName | null {
+  const [, digits, seal] = MARK_NAME.exec(text) ?? [];
+  const index = parseIndex(digits);
+  return index === null || seal === undefined ? null : { kind: "mark", index, seal };
 }
 
 /** The key of the hint at the newest full backup (docs/storage-format.md section 7). */

@@ -1,4 +1,15 @@
-import { currentKey, HIGHEST_LEVEL, manifestKey, type ObjectName, objectKey, parseName } from "../format/names.ts";
+import {
+  currentKey,
+  formatName,
+  HIGHEST_LEVEL,
+  type MarkName,
+  manifestKey,
+  markKey,
+  type ObjectName,
+  objectKey,
+  parseMarkName,
+  parseName,
+} from "../format/names.ts";
 import type { StoredObject } from "../storage/backend.ts";
 
 /** One stored copy of a full backup or change-set, as a listing shows it. */
@@ -11,6 +22,16 @@ export interface ReplicaObject {
   readonly last: number;
   readonly seal: string;
   /** Position of the destination in the list that was given, from 0. */
+  readonly destination: number;
+  readonly sizeBytes: number;
+  /** By the destination's clock. */
+  readonly modifiedMs: number;
+}
+
+/** One stored copy of a mark (docs/storage-format.md section 7): state `index` is to stay restorable. */
+export interface StoredMark {
+  readonly index: number;
+  readonly seal: string;
   readonly destination: number;
   readonly sizeBytes: number;
   /** By the destination's clock. */
@@ -43,6 +64,8 @@ export interface Catalog {
   /** By destination. */
   readonly current: readonly (StoredObject | null)[];
   readonly manifest: readonly (StoredObject | null)[];
+  /** Ascending by index, then destination, then seal. */
+  readonly marks: readonly StoredMark[];
   /** The first of them, at most 100; `anomalyCount` says how many there were. */
   readonly anomalies: readonly Anomaly[];
   readonly anomalyCount: number;
@@ -57,9 +80,24 @@ export function nameOf(object: ReplicaObject): ObjectName {
   return { kind: "change-set", level: object.level, first: object.first, last: object.last, seal: object.seal };
 }
 
+/** The object's key below its database's folder, for messages. */
+export function keyBelow(object: ReplicaObject): string {
+  return formatName(nameOf(object));
+}
+
 /** The object's key below its destination's prefix. */
 export function keyOf(database: string, object: ReplicaObject): string {
   return objectKey(database, nameOf(object));
+}
+
+/** A mark's key below its destination's prefix. */
+export function keyOfMark(database: string, mark: StoredMark): string {
+  return markKey(database, mark);
+}
+
+/** The marked states, ascending. A mark counts by its name alone: one that cannot be read keeps its state too. */
+export function markedIndexes(catalog: Catalog): readonly number[] {
+  return [...new Set(catalog.marks.map(({ index }) => index))];
 }
 
 /** Whether nothing with a name of ours is stored, `CURRENT` and `manifest` aside. */
@@ -73,6 +111,7 @@ export class CatalogBuilder {
   #objects: ReplicaObject[] = [];
   readonly #current: (StoredObject | null)[];
   readonly #manifest: (StoredObject | null)[];
+  #marks: StoredMark[] = [];
   readonly #twins = new Map<ReplicaObject, ReplicaObject[]>();
   readonly #anomalies: Anomaly[] = [];
   /** One string for each seal rather than one for each object. */
@@ -90,8 +129,10 @@ export class CatalogBuilder {
     if (stored.key === currentKey(this.#database)) this.#current[destination] = stored;
     else if (stored.key === manifestKey(this.#database)) this.#manifest[destination] = stored;
     else {
-      const name = stored.key.startsWith(folder) ? parseName(stored.key.slice(folder.length)) : null;
+      const below = stored.key.startsWith(folder) ? stored.key.slice(folder.length) : "";
+      const name = parseName(below) ?? parseMarkName(below);
       if (name === null) this.#addAnomaly({ kind: "foreign-name", key: stored.key, destination });
+      else if (name.kind === "mark") this.#marks.push(markOf(name, destination, stored));
       else this.#objects.push(this.#objectOf(name, destination, stored));
     }
   }
@@ -100,6 +141,7 @@ export class CatalogBuilder {
   drop(destination: number): void {
     const kept = this.#objects.filter((object) => object.destination !== destination);
     this.#objects = kept;
+    this.#marks = this.#marks.filter((mark) => mark.destination !== destination);
     this.#current[destination] = null;
     this.#manifest[destination] = null;
   }
@@ -124,6 +166,7 @@ export class CatalogBuilder {
       twins: this.#twins,
       current: this.#current,
       manifest: this.#manifest,
+      marks: this.#marks.sort(compareMarks),
       anomalies: this.#anomalies,
       anomalyCount: this.#anomalyCount,
     };
@@ -163,6 +206,16 @@ export class CatalogBuilder {
     this.#anomalyCount++;
     if (this.#anomalies.length < MAX_ANOMALIES) this.#anomalies.push(anomaly);
   }
+}
+
+function markOf({ index, seal }: MarkName, destination: number, { sizeBytes, modifiedMs }: StoredObject): StoredMark {
+  return { index, seal, destination, sizeBytes, modifiedMs };
+}
+
+function compareMarks(a: StoredMark, b: StoredMark): number {
+  if (a.index !== b.index) return a.index - b.index;
+  if (a.destination !== b.destination) return a.destination - b.destination;
+  return a.seal < b.seal ? -1 : 1;
 }
 
 /** Whether the two names differ in nothing but the seal. */

@@ -8,7 +8,7 @@ export interface DestinationUsage {
   readonly location: string;
   /** Why the destination could not be listed; then every count is 0. */
   readonly error: BakeliteError | null;
-  /** Full backups, change-sets, `CURRENT` and the manifest. What has no name of ours is not counted. */
+  /** Full backups, change-sets, marks, `CURRENT` and the manifest. What has no name of ours is not counted. */
   readonly objectCount: number;
   readonly storedBytes: number;
   readonly fullBackupCount: number;
@@ -69,7 +69,8 @@ function usageOf(replica: Replica, destination: number): Omit<DestinationUsage, 
   const fulls = catalog.fulls.filter(isHere);
   const changeSets = catalog.changeSets.filter(isHere);
   const documents = [catalog.current[destination], catalog.manifest[destination]].filter((stored) => stored != null);
-  const all = [...fulls, ...changeSets, ...documents];
+  const marks = catalog.marks.filter((mark) => mark.destination === destination);
+  const all = [...fulls, ...changeSets, ...documents, ...marks];
   return {
     objectCount: all.length,
     storedBytes: sumBytes(all),

@@ -78,7 +78,7 @@ async function readOne<T>(
   }
 }
 
-function faultKind({ code }: BakeliteError): ProblemKind {
+export function faultKind({ code }: BakeliteError): ProblemKind {
   switch (code) {
     case "key-wrong":
       return "unreadable-key";

@@ -221,6 +221,7 @@ async function otherPlace(source: RangeSource, object: ReplicaObject): Promise<s
   const seal = header.keyFingerprint ?? PLAINTEXT_SEAL;
   const name = formatName(nameOf(object));
   if (header.kind === "current" || header.kind === "manifest") return `its header says that it is the ${header.kind}`;
+  if (header.kind === "mark") return `its header says that it is the mark of state ${header.first}`;
   if (header.kind === "full")
     return object.kind === "full" && header.first === object.first && seal === object.seal
       ? null

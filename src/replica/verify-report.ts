@@ -14,6 +14,7 @@ export type ProblemKind =
   | "fork" // of a history that ours has left behind, or that never was ours
   | "stale-current" // CURRENT points at an older backup or another history
   | "ledger" // the page ledger of this host does not describe what is stored
+  | "mark-lost" // a marked state that cannot be restored
   | "unreachable" // the destination does not answer
   | "unrestorable" // sound objects that do not make up the state that they claim
   | "integrity" // SQLite finds the restored database damaged

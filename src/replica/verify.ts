@@ -12,6 +12,7 @@ import { checkDeep, type DeepOptions } from "./verify-deep.ts";
 import { type Documents, readDocuments } from "./verify-documents.ts";
 import { type Judgement, judge } from "./verify-lineage.ts";
 import { findStatePaths, type LocalState, readLocalState } from "./verify-local.ts";
+import { checkMarks } from "./verify-marks.ts";
 import { type CheckOptions, ObjectChecks, sentenceOf } from "./verify-objects.ts";
 import {
   FindingList,
@@ -116,6 +117,7 @@ export async function verifyReplica(replica: Replica, options: ReplicaVerifyOpti
     documents = await readAllDocuments(replica, checks, reading);
   }
   const { problems, warnings, graph } = judgement;
+  const markCount = await checkMarks({ replica, checks, judgement, isMirror: options.isMirror }, reading);
   const restorability = await rehearse(replica, checks, judgement, options);
   const deep =
     options.mode === "deep"
@@ -130,7 +132,7 @@ export async function verifyReplica(replica: Replica, options: ReplicaVerifyOpti
     warnings,
     fullBackupCount: new Set(catalog.fulls.map((full) => full.first)).size,
     changeSetCount: new Set(catalog.changeSets.map(({ level, first, last }) => `${level} ${first} ${last}`)).size,
-    objectsChecked: checks.checkedCount + countDocuments(documents),
+    objectsChecked: checks.checkedCount + countDocuments(documents) + markCount,
     bytesRead: checks.bytesRead,
     restorability,
     deep,

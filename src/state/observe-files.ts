@@ -6,7 +6,7 @@ import { type MirrorStatus, readMirrorStatus } from "./mirror-status.ts";
 import type { Found, Seen } from "./observe.ts";
 import { isProcessRunning } from "./process-identity.ts";
 import { readStatus, type StatusFile } from "./status.ts";
-import { readVerifyMarker } from "./verify-marker.ts";
+import { readVerifyMarker, type VerifyMarker } from "./verify-marker.ts";
 
 export interface SeenFiles extends Seen {
   readonly mirrors: Found<MirrorStatus>;
@@ -56,6 +56,18 @@ async function statePathsOf(path: string, name: string): Promise<Found<ReturnTyp
     if (!(error instanceof BakeliteError)) throw error;
     return { outcome: error.code === "not-found" ? "missing" : "unreadable", reason: explain(error) };
   }
+}
+
+/** Where `verify` may have left its marker, the likelier place first. `path` is the real path of the database file. Pure. */
+export function verifyMarkerPaths({ name, path, fallbackDirectory }: Omit<WhatToLookAt, "nowMs">): readonly string[] {
+  const beside = statePaths(path, name).verify;
+  return fallbackDirectory === undefined ? [beside] : [beside, join(fallbackDirectory, `${name}.verify.json`)];
+}
+
+/** As `lookAtFiles`, the marker alone; `path` is the real path of the database file. */
+export async function lookAtVerifyMarker(place: Omit<WhatToLookAt, "nowMs">): Promise<Found<VerifyMarker>> {
+  const { name, path, fallbackDirectory } = place;
+  return ofDatabase(await readMarker(name, statePaths(path, name).verify, fallbackDirectory), name);
 }
 
 async function readMarker(name: string, beside: string | undefined, fallback: string | undefined) {

@@ -96,6 +96,19 @@ export const statusSchema = z.object({
   /** Of this run: the longest time that we held the database's write lock. */
   longest_write_lock_ms: z.number().min(0),
 
+  /** Limits that the newest pass of upkeep could not meet; a daemon that knows of none did not write the field. */
+  limits_unmet: z
+    .array(
+      z.object({
+        destination: z.string(),
+        limit: z.enum(["max_backups", "max_total_size"]),
+        /** Full backups or bytes. */
+        allowed: count,
+        remaining: count,
+      }),
+    )
+    .default([]),
+
   destinations: z.array(destinationStatusSchema),
 });
 export type StatusFile = z.infer<typeof statusSchema>;

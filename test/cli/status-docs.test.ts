@@ -80,7 +80,8 @@ describe("docs/json.md names every field that is printed by", () => {
     db.run("INSERT INTO t VALUES (1)");
     await daemon.untilStatus(({ change_sets }) => change_sets > 0, { what: "a change-set" });
     await daemon.stop();
-  });
+    // Its status is published every five seconds.
+  }, 60_000);
 
   afterAll(() => directory[Symbol.asyncDispose]());
 
@@ -88,10 +89,16 @@ describe("docs/json.md names every field that is printed by", () => {
     ["version", ["version"]],
     ["usage", ["usage"]],
     ["reclaim", ["reclaim"]],
+    ["repair", ["repair"]],
+    ["compact", ["compact"]],
+    ["prune", ["prune"]],
+    ["keep", ["keep", "--db", "app", "--label", "documented"]],
+    ["keep", ["keep"]],
     ["list", ["list"]],
     ["list", ["list", "--db", "app", "--verbose"]],
     ["restore", ["restore", "--db", "app", "--output", "restored.db", "--timestamp", "now"]],
     ["restore", ["restore", "--db", "app", "--if-db-not-exists"]],
+    ["keep", ["keep", "--drop", "documented"]],
   ])("%s: %j", async (section, argv) => {
     const output = argv.map((argument) => (argument === "restored.db" ? directory.file(argument) : argument));
     const { status, stdout } = await runBakelite("executable", [...output, "--json", "--config", configPath]);

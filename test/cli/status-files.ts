@@ -57,6 +57,7 @@ export class StatusFiles {
       full_backups_by_reason: { "first backup": 1 },
       wal: { size_bytes: 4_120_032, committed_frames: 1000, backfilled_frames: 10, held_by: null },
       longest_write_lock_ms: 3.25,
+      limits_unmet: [],
       destinations: [this.destination()],
       ...changes,
     };

@@ -65,6 +65,14 @@ test("the forger's object is sound as long as nothing is forged", async () => {
   }
 });
 
+async function markSample(sealed: boolean) {
+  const { options, decoding } = sampleOf([], { sealed });
+  const header = { ...options.header, kind: "mark" as const };
+  const bytes = await encodeDocument({ ...options, header }, { index: header.first, label: "before-upgrade" });
+  const name = { kind: "mark" as const, index: header.first, seal: header.keyFingerprint ?? "p" };
+  return { bytes, decoding: { ...decoding, name } };
+}
+
 describe("every prefix of an object is refused:", () => {
   test.each([{ sealed: false }, { sealed: true }, { sealed: false, kind: "full" as const }])("%p", async (shape) => {
     const { bytes, decoding } = await encodeSample(PAGES, shape);
@@ -84,6 +92,14 @@ describe("every prefix of an object is refused:", () => {
           readDocument(bytes.slice(0, length), { ...decoding, name: { kind: "current" } }),
         );
       }
+    }
+  });
+
+  test("a mark, plain and sealed", async () => {
+    for (const sealed of [false, true]) {
+      const { bytes, decoding } = await markSample(sealed);
+      for (let length = 0; length < bytes.length; length++)
+        await expectCode("replica-corrupt", () => readDocument(bytes.slice(0, length), decoding));
     }
   });
 });
@@ -107,6 +123,17 @@ describe("every changed bit of an object is noticed:", () => {
         const changed = bytes.slice();
         changed[bit >> 3] = (changed[bit >> 3] ?? 0) ^ (1 << (bit & 7));
         await expectCode("replica-corrupt", () => readDocument(changed, { ...decoding, name: { kind: "current" } }));
+      }
+    }
+  });
+
+  test("a mark, plain and sealed", async () => {
+    for (const sealed of [false, true]) {
+      const { bytes, decoding } = await markSample(sealed);
+      for (let bit = 0; bit < bytes.length * 8; bit++) {
+        const changed = bytes.slice();
+        changed[bit >> 3] = (changed[bit >> 3] ?? 0) ^ (1 << (bit & 7));
+        await expectCode("replica-corrupt", () => readDocument(changed, decoding));
       }
     }
   });

@@ -5,8 +5,10 @@ import {
   formatName,
   isDatabaseName,
   manifestKey,
+  markKey,
   type ObjectName,
   objectKey,
+  parseMarkName,
   parseName,
 } from "../../src/format/names.ts";
 
@@ -51,6 +53,25 @@ test("names are those of the documented layout", () => {
   );
   expect(currentKey("app")).toBe("app/CURRENT");
   expect(manifestKey("app")).toBe("app/manifest");
+  expect(markKey("app", { index: 7, seal: "p" })).toBe("app/keep/0000000000000007.p");
+});
+
+test("a mark's name survives being written and read, and nothing else is one", () => {
+  fc.assert(
+    fc.property(index, seal, (at, with_) => {
+      const below = markKey("app", { index: at, seal: with_ }).slice("app/".length);
+      expect(parseMarkName(below)).toEqual({ kind: "mark", index: at, seal: with_ });
+      expect(parseName(below)).toBeNull();
+    }),
+  );
+  for (const text of [
+    "",
+    "keep/1.p",
+    "keep/0000000000000000.p",
+    "keep/0000000000000001.q",
+    "keep/0000000000000001.p.tmp",
+  ])
+    expect(parseMarkName(text)).toBeNull();
 });
 
 test.each([

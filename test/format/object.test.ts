@@ -350,6 +350,35 @@ describe("encoding a stream", () => {
   });
 });
 
+test("a mark survives being written and read, and is refused under another name", async () => {
+  for (const sealed of [false, true]) {
+    const { options, decoding } = sampleOf([], { sealed });
+    const header = { ...options.header, kind: "mark" as const };
+    const fields = {
+      index: header.first,
+      lineage: "ab".repeat(32),
+      label: "vor dem Umzug ü",
+      stamp_ms: 1,
+      created_ms: 2,
+    };
+    const bytes = await encodeDocument({ ...options, header }, fields);
+    const name = { kind: "mark" as const, index: header.first, seal: header.keyFingerprint ?? "p" };
+    expect(readDocument(bytes, { ...decoding, name })).toEqual({ header, fields });
+    for (const wrong of [
+      { ...name, index: name.index + 1 },
+      { ...name, seal: "00000000" },
+      { kind: "current" as const },
+    ])
+      expect(() => readDocument(bytes, { ...decoding, name: wrong })).toThrow("its header says");
+  }
+});
+
+test("a mark is of a state, which counts from 1", async () => {
+  const { options } = sampleOf([]);
+  const header = { ...options.header, kind: "mark" as const, first: 0 };
+  await expect(encodeDocument({ ...options, header }, {})).rejects.toThrow("indexes count from 1");
+});
+
 describe("CURRENT and manifest", () => {
   test("survive being written and read", async () => {
     for (const kind of ["current", "manifest"] as const) {

@@ -253,6 +253,7 @@ Name = namedtuple("Name", "text kind level first last seal")
 
 _DATABASE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _FULL = re.compile(r"full/([0-9]{16})\.(p|[0-9a-f]{8})")
+_MARK = re.compile(r"keep/([0-9]{16})\.(p|[0-9a-f]{8})")
 _CHANGE_SET = re.compile(r"L([0-9])/([0-9]{16})-([0-9]{16})\.(p|[0-9a-f]{8})")
 
 
@@ -263,6 +264,9 @@ def parse_name(text):
     match = _FULL.fullmatch(text)
     if match and int(match[1]) > 0:
         return Name(text, "full", 0, int(match[1]), int(match[1]), match[2])
+    match = _MARK.fullmatch(text)
+    if match and int(match[1]) > 0:
+        return Name(text, "mark", 0, int(match[1]), int(match[1]), match[2])
     match = _CHANGE_SET.fullmatch(text)
     if match:
         level, first, last = int(match[1]), int(match[2]), int(match[3])
@@ -367,7 +371,7 @@ def _index_chunk_entry(value):
 HEADER_FIELDS = {
     "format": _one_of(1),
     "writer": _text,
-    "kind": _one_of("full", "change-set", "current", "manifest"),
+    "kind": _one_of("full", "change-set", "current", "manifest", "mark"),
     "database": _text,
     "level": _int(0, 9),
     "first": _int(),
@@ -403,6 +407,13 @@ CURRENT_FIELDS = {
     "index": _int(1),
     "lineage": _hex(64),
     "written_ms": _int(),
+}
+MARK_FIELDS = {
+    "index": _int(1),
+    "lineage": _hex(64),
+    "label": lambda value: _text(value) and 1 <= len(value) <= 64,
+    "stamp_ms": _int(),
+    "created_ms": _int(),
 }
 MANIFEST_FIELDS = {
     "objects": _list_of(lambda e: isinstance(e, dict) and _text(e.get("name"))
@@ -524,7 +535,8 @@ class Container:
         raw = self._unframe(self._unseal(chunk, TRAILER, offset), TRAILER)
         self.trailer = parse_json(raw, "trailer")
         kind = self.name.kind
-        check_fields(self.trailer, {"current": CURRENT_FIELDS, "manifest": MANIFEST_FIELDS}
+        check_fields(self.trailer, {"current": CURRENT_FIELDS, "manifest": MANIFEST_FIELDS,
+                                    "mark": MARK_FIELDS}
                      .get(kind, STATE_TRAILER_FIELDS), "trailer")
         if kind in ("full", "change-set"):
             self._check_state_trailer()
@@ -710,13 +722,13 @@ class Replica:
             raise UsageError(f"there is no folder {self.folder}")
         self.database, self.keys = database, keys
         self.warnings, self.bad, self.headers, self.sizes = [], {}, {}, {}
-        self.objects, self.current, self.manifest = [], None, None
+        self.objects, self.marks, self.current, self.manifest = [], [], None, None
         self._scan()
 
     def _names(self):
         """All valid names below the folder, sorted; warn of everything else."""
         found = []
-        for folder in ("", "full", *(f"L{level}" for level in range(10))):
+        for folder in ("", "full", "keep", *(f"L{level}" for level in range(10))):
             path = os.path.join(self.folder, folder)
             if folder and not os.path.isdir(path):
                 continue
@@ -726,7 +738,7 @@ class Replica:
                 raise UsageError(f"{path}: {error.strerror}") from error
             for entry in entries:
                 text = f"{folder}/{entry.name}" if folder else entry.name
-                if not folder and entry.is_dir() and re.fullmatch("full|L[0-9]", entry.name):
+                if not folder and entry.is_dir() and re.fullmatch("full|keep|L[0-9]", entry.name):
                     continue
                 name = parse_name(text)
                 if name and entry.is_file():
@@ -749,6 +761,8 @@ class Replica:
                 continue
             if name.kind in ("current", "manifest"):
                 setattr(self, name.kind, item)
+            elif name.kind == "mark":
+                self.marks.append(item)
             else:
                 self.objects.append(item)
 
@@ -882,7 +896,7 @@ def command_list(replica):
     stamps = replica.stamps(reachable)
     used = {item.name.text for item in reachable}
     known = {item.name.text: item for item in replica.objects}
-    for extra in (replica.current, replica.manifest):
+    for extra in (replica.current, replica.manifest, *replica.marks):
         if extra:
             known[extra.name.text] = extra
     objects = []
@@ -979,6 +993,7 @@ class Verifier:
         self._check_time()
         self._check_current()
         self._check_manifest()
+        self._check_marks()
         return self._report()
 
     def _check_object(self, item):
@@ -1126,6 +1141,22 @@ class Verifier:
         name = f"full/{hint['full']:016d}.{hint['seal']}"
         if name not in self.replica.sizes:
             self.warnings.append(f"CURRENT names {name}, which is not there")
+
+    def _check_marks(self):
+        """Section 7: a marked state is a restore point of the lineage that was marked."""
+        for item in self.replica.marks:
+            name, mark = item.name.text, item.trailer
+            try:
+                item.check_whole()
+            except Damage as error:
+                self.problem(name, str(error))
+                continue
+            if mark["index"] != item.name.first:
+                self.problem(name, f"its trailer says state {mark['index']}")
+            elif not any(node[2] == mark["index"] and node[3] == mark["lineage"]
+                         for node in self.points):
+                self.problem(name, f"state {mark['index']}, marked {mark['label']!r}, "
+                             "is not a restore point of the lineage that was marked")
 
     def _check_manifest(self):
         """Section 7: entries that count must repeat the trailers truly."""

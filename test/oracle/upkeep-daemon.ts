@@ -11,8 +11,11 @@ const STALL_LOOK_MS = 5;
 
 const config = await loadConfig(process.argv[2], {});
 const stop = new AbortController();
-process.on("SIGTERM", () => stop.abort());
 const log = logger({});
+process.on("SIGTERM", () => {
+  log.info("stopping");
+  stop.abort();
+});
 const supervisor = new Supervisor({
   clock: systemClock,
   log,
@@ -31,10 +34,12 @@ const look = setInterval(() => {
 await supervisor.run(stop.signal);
 clearInterval(look);
 log.info("ended", { longestStallMs });
+// As `main.ts` does, once all was said.
+process.stdout.write("", () => process.exit(0));
 
 function logger(given: LogFields): Logger {
   const write = (level: string) => (message: string, fields?: LogFields) => {
-    process.stdout.write(`${JSON.stringify({ level, message, ...given, ...fields })}\n`);
+    process.stdout.write(`${JSON.stringify({ time: Date.now(), level, message, ...given, ...fields })}\n`);
   };
   return {
     error: write("error"),

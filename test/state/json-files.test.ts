@@ -46,6 +46,7 @@ const status: StatusFile = {
   full_backups_by_reason: { "first start": 1 },
   wal: { size_bytes: 4_120_032, committed_frames: 1000, backfilled_frames: 10, held_by: { pid: 12, since: NOW } },
   longest_write_lock_ms: 3.25,
+  limits_unmet: [{ destination: "/var/backups/app", limit: "max_total_size", allowed: 1000, remaining: 2000 }],
   destinations: [
     {
       location: "/var/backups/app",

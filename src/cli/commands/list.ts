@@ -2,6 +2,8 @@ import type { DatabaseConfig } from "../../config/types.ts";
 import { PLAINTEXT_SEAL } from "../../format/names.ts";
 import { openConfiguredReplica } from "../../replica/configured.ts";
 import type { ObjectFacts } from "../../replica/facts.ts";
+import { type PrunePreview, previewPrune } from "../../replica/maintain.ts";
+import { type MarkedState, readMarks } from "../../replica/marks.ts";
 import type { Replica } from "../../replica/replica.ts";
 import type { RestorePoint } from "../../replica/restore-points.ts";
 import {
@@ -22,11 +24,14 @@ import { Semaphore } from "../../util/semaphore.ts";
 import { formatTable, type TableColumn } from "../../util/table.ts";
 import { formatTimestamp, formatTimestampAndAgo } from "../../util/timestamps.ts";
 import type { Command, CommandContext } from "../command.ts";
+import { errorDocument, failureOfPart } from "../failed-part.ts";
+import { describeExpired, describeUnmet } from "../pruned.ts";
 
 export const command: Command = {
+  readsObjects: true,
   usage: "[--db <name>] [--verbose] [--json]",
   description: [
-    "Shows what can be restored: one line for each database; with --db each full backup with its restore points, and how densely they lie by age; with --verbose every stored object besides.",
+    "Shows what can be restored: one line for each database; with --db each full backup with its restore points, how densely they lie by age, what is marked, and what the next prune deletes; with --verbose every stored object besides.",
     "Reads the destinations only, so it is safe while the daemon is running, and works on another host.",
   ],
   options: [],
@@ -117,6 +122,9 @@ interface Details {
   readonly summary: ReplicaSummary;
   readonly fullBackups: readonly FullBackupSummary[];
   readonly ages: readonly AgeSummary[];
+  readonly marks: readonly MarkedState[];
+  /** null: too much would have to be read to tell. */
+  readonly nextPrune: readonly PrunePreview[] | null;
   /** null without --verbose. */
   readonly objects: readonly ObjectSummary[] | null;
 }
@@ -131,9 +139,29 @@ async function listDatabase(context: CommandContext, database: DatabaseConfig): 
     summary: await summarize(replica),
     fullBackups: await summarizeFullBackups(replica),
     ages: await summarizeAges(replica, AGES_MS, context.clock.nowMs()),
+    marks: await readMarks(replica),
+    nextPrune: await previewUnlessLarge(context, database, replica),
   };
   if (context.flags.json) writeJson(context, databaseDocument(details));
   else writeDatabase(context, details);
+}
+
+/** More change-sets than these: their trailers, which tell what merged ones stand for, take long to read. */
+const MAX_PREVIEWED = 5_000;
+
+async function previewUnlessLarge(
+  { flags, clock, signal, env }: CommandContext,
+  database: DatabaseConfig,
+  { catalog }: Replica,
+): Promise<readonly PrunePreview[] | null> {
+  if (catalog.changeSets.length > MAX_PREVIEWED && !flags.verbose) return null;
+  try {
+    return await previewPrune(database, { nowMs: clock.nowMs(), signal, stateDirectory: env["BAKELITE_STATE_DIR"] });
+  } catch (error) {
+    // Whoever may not look beside the database may still see what is stored.
+    failureOfPart(error);
+    return null;
+  }
 }
 
 function writeDatabase({ stdout, stderr, clock }: CommandContext, details: Details): void {
@@ -151,7 +179,9 @@ function writeDatabase({ stdout, stderr, clock }: CommandContext, details: Detai
   );
   if (details.fullBackups.length > 0) stdout.write(`\n${fullBackupTable(details.fullBackups, nowMs)}`);
   if (details.ages.length > 0) stdout.write(`\n${ageTable(details.ages)}`);
+  if (details.marks.length > 0) stdout.write(`\n${markTable(details.marks, nowMs)}`);
   if (objects !== null && objects.length > 0) stdout.write(`\n${objectTable(replica, objects)}`);
+  stdout.write(`\n${nextPruneLines(details, nowMs).join("\n")}\n`);
   for (const warning of replica.warnings) stderr.write(`note: ${printable(warning)}\n`);
 }
 
@@ -187,6 +217,35 @@ function ageTable(ages: readonly AgeSummary[]): string {
     return [label, `${age.count}`, spacingMs === null ? "" : formatDuration(spacingMs)];
   });
   return formatTable(columns, rows);
+}
+
+function markTable(marks: readonly MarkedState[], nowMs: number): string {
+  const columns: readonly TableColumn[] = [{ title: "MARK" }, { title: "RESTORE POINT" }];
+  const rows = marks.map(({ index, mark }) => [
+    mark?.label ?? "cannot be read: see `bakelite keep`",
+    mark === null ? `state ${index}` : `state ${index}, ${formatTimestampAndAgo(mark.stampMs, nowMs)}`,
+  ]);
+  return formatTable(columns, rows);
+}
+
+/** What is about to go. By the newest stored object's time: with nothing new, nothing gets older. */
+function nextPruneLines({ nextPrune }: Details, nowMs: number): readonly string[] {
+  if (nextPrune === null) return ["next prune: see `bakelite prune --dry-run`"];
+  return nextPrune.flatMap((one) => {
+    const place = nextPrune.length === 1 ? "next prune" : `next prune at ${printable(one.location)}`;
+    if (one.report === null) return [`${place}: ${printable(describeError(one.error))}`];
+    const { plan, deleted } = one.report;
+    const oldest =
+      one.oldestKept === null ? "" : `; oldest restore point after it: ${showPoint(one.oldestKept, nowMs)}`;
+    return [
+      plan.refused !== null
+        ? `${place}: deletes nothing: ${printable(plan.refused)}`
+        : deleted.length === 0
+          ? `${place}: deletes nothing`
+          : `${place}: deletes ${describeExpired(deleted)}${oldest}`,
+      ...plan.unmet.map((limit) => `${place}: ${describeUnmet(limit)}`),
+    ];
+  });
 }
 
 /** The mean distance between neighbours; null for a single restore point, or where the clock stepped back. */
@@ -256,7 +315,15 @@ function objectNotes(replica: Replica, { copies }: ObjectSummary): readonly stri
   return notes;
 }
 
-function databaseDocument({ replica, summary, fullBackups, ages, objects }: Details): Record<string, unknown> {
+function databaseDocument({
+  replica,
+  summary,
+  fullBackups,
+  ages,
+  marks,
+  nextPrune,
+  objects,
+}: Details): Record<string, unknown> {
   return {
     name: replica.database,
     destinations: replica.options.backends.map((backend) => backend.location),
@@ -279,8 +346,27 @@ function databaseDocument({ replica, summary, fullBackups, ages, objects }: Deta
       oldest: pointDocument(age.oldest),
       newest: pointDocument(age.newest),
     })),
+    marks: marks.map(({ index, mark }) => ({
+      label: mark?.label ?? null,
+      index,
+      time: mark === null ? null : formatTimestamp(mark.stampMs),
+    })),
+    next_prune: nextPrune === null ? null : nextPrune.map(nextPruneDocument),
     ...(objects === null ? {} : { objects: objects.map((object) => objectDocument(replica, object)) }),
     warnings: replica.warnings,
+  };
+}
+
+function nextPruneDocument({ location, report, error, oldestKept }: PrunePreview): Record<string, unknown> {
+  const deleted = report?.deleted ?? [];
+  return {
+    destination: location,
+    error: errorDocument(error),
+    objects: deleted.length,
+    stored_bytes: deleted.reduce((sum, { object }) => sum + object.sizeBytes, 0),
+    oldest_kept: oldestKept === null ? null : pointDocument(oldestKept),
+    refused: report?.plan.refused ?? null,
+    unmet_limits: (report?.plan.unmet ?? []).map(({ limit, allowed, remaining }) => ({ limit, allowed, remaining })),
   };
 }
 

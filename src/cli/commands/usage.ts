@@ -1,6 +1,8 @@
 import type { DatabaseConfig } from "../../config/types.ts";
 import { openConfiguredReplica } from "../../replica/configured.ts";
 import { type BackupUsage, type DestinationUsage, measureUsage, type UnlistedUsage } from "../../replica/usage.ts";
+import { lookAtFiles } from "../../state/observe-files.ts";
+import type { StatusFile } from "../../state/status.ts";
 import { formatByteSize } from "../../util/byte-sizes.ts";
 import { formatDuration } from "../../util/durations.ts";
 import type { BakeliteError } from "../../util/errors.ts";
@@ -11,8 +13,10 @@ import { formatTable, type TableColumn } from "../../util/table.ts";
 import { formatTimestamp } from "../../util/timestamps.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { errorDocument, failureOfPart, writeFailedPart } from "../failed-part.ts";
+import { describeUnmet } from "../pruned.ts";
 
 export const command: Command = {
+  readsObjects: true,
   usage: "[--db <name>] [--json]",
   description: [
     "Shows how much is stored for each database, how much of its limits that is (`max_total_size`, `max_backups`), and what a destination keeps beyond the objects that it lists: versions that were replaced or deleted, and uploads that nobody finished. With --db, each full backup and the change-sets that follow it.",
@@ -46,14 +50,20 @@ interface Measured {
   /** Empty when nothing could be opened: then `error` says why. */
   readonly destinations: readonly DestinationUsage[];
   readonly error: BakeliteError | null;
+  /** What the daemon of this host could not meet when it last pruned. */
+  readonly limitsUnmet: StatusFile["limits_unmet"];
 }
 
 async function measure(context: CommandContext, database: DatabaseConfig): Promise<Measured> {
+  const { name, path } = database;
+  const nowMs = context.clock.nowMs();
+  const { status } = await lookAtFiles({ name, path, fallbackDirectory: undefined, nowMs });
+  const limitsUnmet = status.outcome === "read" ? status.value.limits_unmet : [];
   try {
     const replica = await openConfiguredReplica(database, { signal: context.signal });
-    return { database, destinations: await measureUsage(replica), error: null };
+    return { database, destinations: await measureUsage(replica), error: null, limitsUnmet };
   } catch (error) {
-    return { database, destinations: [], error: failureOfPart(error) };
+    return { database, destinations: [], error: failureOfPart(error), limitsUnmet };
   }
 }
 
@@ -82,7 +92,9 @@ function writeText({ stdout, stderr, flags }: CommandContext, measured: readonly
   ];
   stdout.write(formatTable(columns, measured.map(fleetCells)));
   if (flags.db !== undefined) for (const one of measured) writeBackups(stdout, one);
-  for (const { database, destinations, error } of measured) {
+  for (const { database, destinations, error, limitsUnmet } of measured) {
+    for (const limit of limitsUnmet)
+      stderr.write(`${printable(`${database.name} at ${limit.destination}`)}: ${describeUnmet(limit)}\n`);
     const failures = error === null ? destinations.map((destination) => destination.error) : [error];
     for (const failure of failures) if (failure !== null) writeFailedPart(stderr, database.name, failure);
   }
@@ -188,7 +200,7 @@ function writeJson({ stdout }: CommandContext, measured: readonly Measured[]): v
 }
 
 function databaseDocument(measured: Measured): Record<string, unknown> {
-  const { database, destinations, error } = measured;
+  const { database, destinations, error, limitsUnmet } = measured;
   const { storedBytes, fullBackupCount } = fullest(measured);
   const { maxTotalSizeBytes, maxBackups } = database;
   return {
@@ -200,6 +212,7 @@ function databaseDocument(measured: Measured): Record<string, unknown> {
       total_size_used: maxTotalSizeBytes > 0 ? storedBytes / maxTotalSizeBytes : null,
       max_backups: maxBackups > 0 ? maxBackups : null,
       backups_used: maxBackups > 0 ? fullBackupCount / maxBackups : null,
+      unmet: limitsUnmet,
     },
     destinations: destinations.map(destinationDocument),
   };

@@ -16,6 +16,7 @@ import { formatTimestamp, formatTimestampAndAgo } from "../../util/timestamps.ts
 import type { Command, CommandContext } from "../command.ts";
 
 export const command: Command = {
+  readsObjects: true,
   usage: "[--db <name>] [--deep [--temp-dir <path>]] [--json]",
   description: [
     "Reads every stored object, checks each byte of it, and walks from the full backups forward: what is corrupt, missing, reordered, sealed with another key or written by somebody else is told, and up to where a restore is still possible. With --deep every full backup is restored with the change-sets that follow it to a temporary file, and SQLite checks that.",
