@@ -1,3 +1,4 @@
+import { uptime } from "node:os";
 import type { DatabaseConfig } from "../config/types.ts";
 import { compactDatabase, type DestinationPruned, pruneDatabase } from "../replica/maintain.ts";
 import type { PruneReport } from "../replica/prune.ts";
@@ -5,6 +6,7 @@ import type { Expiry, UnmetLimit } from "../replica/retention-plan.ts";
 import type { Replicator } from "../replicator/replicator.ts";
 import type { Clock } from "../util/clock.ts";
 import { delay } from "../util/delay.ts";
+import { formatDuration } from "../util/durations.ts";
 import { type BakeliteError, describeError } from "../util/errors.ts";
 import type { LogFields, Logger } from "../util/logger.ts";
 
@@ -70,6 +72,8 @@ export interface UpkeepInputs {
   /** `$BAKELITE_STATE_DIR`. */
   readonly stateDirectory: string | undefined;
   readonly clock: Clock;
+  /** How long the machine has been up, sleep included; not given: asks the system. */
+  readonly uptimeMs?: () => number;
   readonly log: Logger;
 }
 
@@ -77,6 +81,9 @@ export interface UpkeepInputs {
 export interface UnmetLimitAt extends UnmetLimit {
   readonly location: string;
 }
+
+/** A day too early may go what was merged; by how much a clock is set that only drifted, is far below. */
+const CLOCK_JUMP_MS = 24 * 60 * 60_000;
 
 /** What is remembered of one database between passes. */
 interface Memory {
@@ -105,8 +112,12 @@ export class Upkeep {
   readonly #denied = new Set<string>();
   #current: { readonly identity: object; readonly ended: Promise<void> } | null = null;
 
+  /** When the machine was booted, by its clock at the start of the daemon. */
+  readonly #bootedMs: number;
+
   constructor(inputs: UpkeepInputs) {
     this.#inputs = inputs;
+    this.#bootedMs = this.#bootTime();
   }
 
   /** Limits that the newest pass could not meet. */
@@ -237,6 +248,7 @@ export class Upkeep {
         mergedOnly: false,
         readBack: new Map(),
         stateDirectory: this.#inputs.stateDirectory,
+        frozen: this.#clockJump(),
         leftAlone: this.#denied,
         ...(graceMs === undefined ? {} : { policy: { graceMs } }),
         onDeleted: (location, expired) => {
@@ -249,6 +261,22 @@ export class Upkeep {
       // Also what a pass that was cut short had deleted: an operator must find every deletion in the log.
       for (const [destination, expired] of deleted) logDeleted(log, destination, expired);
     }
+  }
+
+  #bootTime(): number {
+    const { clock, uptimeMs = () => uptime() * 1000 } = this.#inputs;
+    return clock.nowMs() - uptimeMs();
+  }
+
+  /**
+   * A directory on this machine dates objects by the same clock as ours: once that has jumped, both call everything old. null while
+   * it has not.
+   */
+  #clockJump(): string | null {
+    const jumpMs = this.#bootTime() - this.#bootedMs;
+    if (Math.abs(jumpMs) < CLOCK_JUMP_MS) return null;
+    const direction = jumpMs > 0 ? "ahead" : "back";
+    return `the clock of this machine was set ${direction} by ${formatDuration(Math.abs(jumpMs))} since the daemon started; check it, and start the daemon again`;
   }
 
   #note({ location, report, error }: DestinationPruned, memory: Memory, log: Logger): void {

@@ -67,6 +67,8 @@ export interface PruneDatabaseOptions extends MaintainOptions {
   readonly readBack: Map<string, Set<string>>;
   /** `$BAKELITE_STATE_DIR`. */
   readonly stateDirectory: string | undefined;
+  /** Why the caller wants nothing deleted now; null or not given: no reason. */
+  readonly frozen?: string | null;
   /** Locations that are left alone. */
   readonly leftAlone?: ReadonlySet<string>;
   /** Parts of the policy that only a test changes. */
@@ -89,7 +91,7 @@ export async function pruneDatabase(
   options: PruneDatabaseOptions,
 ): Promise<readonly DestinationPruned[]> {
   const open = await destinationOpener(database, options.signal);
-  const frozen = await whyFrozen(database, options.stateDirectory);
+  const frozen = options.frozen ?? (await whyFrozen(database, options.stateDirectory));
   const marks = await findMarks(database, options.signal);
   const pruned: DestinationPruned[] = [];
   for (const config of database.backends) {

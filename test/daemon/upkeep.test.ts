@@ -42,6 +42,8 @@ class Scene implements AsyncDisposable {
   readonly #ended: Promise<void>;
   /** What the next look sees. */
   monotonicMs = 0;
+  /** How far the machine's clock was set ahead since the start. */
+  clockAheadMs = 0;
   storedCount = 1;
   isShipping = true;
   config: DatabaseConfig;
@@ -55,7 +57,7 @@ class Scene implements AsyncDisposable {
       targets: () => this.#targets(log),
       times: TIMES,
       stateDirectory: undefined,
-      clock: { nowMs: () => Date.now(), monotonicMs: () => this.monotonicMs },
+      clock: { nowMs: () => Date.now() + this.clockAheadMs, monotonicMs: () => this.monotonicMs },
       log,
     });
     this.#ended = this.upkeep.run(this.#stop.signal);
@@ -188,6 +190,25 @@ test("nothing is done for a database that is not shipping, that has left, or who
   await daemon.look();
   expect(daemon.passes).toBe(0);
   expect(hashTree(store)).toBe(before);
+});
+
+test("nothing is deleted once the machine's clock has been set by a day or more, and the daemon says so once", async () => {
+  const { daemon, store, replica, configured } = await scene();
+  await using _ = daemon;
+  replica.configure("max_backups = 1\n");
+  daemon.config = await configured();
+  daemon.clockAheadMs = 25 * 60 * MINUTE_MS;
+  await daemon.pass();
+  await daemon.pass();
+  expect(objectsIn(store).filter((name) => name.startsWith("full/"))).toHaveLength(3);
+  const warnings = daemon.lines.filter(({ level }) => level === "warn");
+  expect(warnings).toMatchObject([
+    { message: "nothing is deleted", fields: { error: expect.stringContaining("was set ahead by 1d1h") } },
+  ]);
+  // Set back in time.
+  daemon.clockAheadMs = 0;
+  await daemon.pass();
+  expect(objectsIn(store).filter((name) => name.startsWith("full/"))).toHaveLength(1);
 });
 
 test("what goes is told with its reason, and what is silent is a pass without anything to do", async () => {
