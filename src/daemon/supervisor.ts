@@ -1,27 +1,35 @@
 import { isDeepStrictEqual } from "node:util";
 import { loadKeys, openDestination } from "../config/assemble.ts";
+import { describeExposure, keyFileExposure } from "../config/key-file.ts";
 import type { Config, DatabaseConfig } from "../config/types.ts";
 import { Destinations } from "../replicator/destinations.ts";
 import { DirectoryWatch } from "../replicator/directory-watch.ts";
 import { Replicator } from "../replicator/replicator.ts";
 import { statePaths } from "../state/layout.ts";
 import { type ProcessIdentity, readOwnIdentity } from "../state/process-identity.ts";
-import { writeStatus } from "../state/status.ts";
+import { type StatusFile, writeStatus } from "../state/status.ts";
 import { sweepTemporaryFiles } from "../storage/file.ts";
 import { buildInfo } from "../util/build-info.ts";
 import type { Clock } from "../util/clock.ts";
 import { delay } from "../util/delay.ts";
-import { describeError } from "../util/errors.ts";
+import { BakeliteError, describeError } from "../util/errors.ts";
 import type { Logger } from "../util/logger.ts";
 import { Semaphore } from "../util/semaphore.ts";
+import type { DatabaseReport } from "./http-view.ts";
+import { DestinationFailures } from "./metrics-backend.ts";
 import { sweepUploads } from "./multipart-sweep.ts";
 import { reportStatus } from "./status-report.ts";
+import { UPKEEP_TIMES, Upkeep, type UpkeepTimes, upkeepTarget } from "./upkeep.ts";
 
 export interface SupervisorInputs {
   readonly clock: Clock;
   readonly log: Logger;
   readonly takeOver: boolean;
   readonly maxConcurrentSnapshots: number;
+  /** `$BAKELITE_STATE_DIR`. */
+  readonly stateDirectory?: string | undefined;
+  /** Not given: the usual ones. */
+  readonly upkeepTimes?: UpkeepTimes;
 }
 
 const LEFTOVER_AGE_MS = 24 * 60 * 60 * 1000;
@@ -44,8 +52,12 @@ export class Supervisor {
   readonly #run = randomHex(16);
   readonly #watch: DirectoryWatch;
   readonly #slots: Semaphore;
+  readonly #upkeep: Upkeep;
+  readonly #failures = new DestinationFailures();
   readonly #running = new Map<string, Running>();
+  readonly #knownKeyFiles = new Set<string>();
   readonly #startedMs: number;
+  #isStopping = false;
   #identity: ProcessIdentity | null = null;
 
   constructor(inputs: SupervisorInputs) {
@@ -53,10 +65,35 @@ export class Supervisor {
     this.#watch = new DirectoryWatch(inputs.log);
     this.#slots = new Semaphore(inputs.maxConcurrentSnapshots);
     this.#startedMs = inputs.clock.nowMs();
+    this.#upkeep = new Upkeep({
+      targets: () =>
+        [...this.#running.values()].map(({ config, replicator, stop }) =>
+          upkeepTarget(config, replicator, stop.signal),
+        ),
+      times: inputs.upkeepTimes ?? UPKEEP_TIMES,
+      stateDirectory: inputs.stateDirectory,
+      clock: inputs.clock,
+      log: inputs.log,
+    });
   }
 
   get replicators(): readonly Replicator[] {
     return [...this.#running.values()].map(({ replicator }) => replicator);
+  }
+
+  get startedMs(): number {
+    return this.#startedMs;
+  }
+
+  /** What every database would report at this moment; empty until they are started. Touches no file but by `fstat`. */
+  get reports(): readonly DatabaseReport[] {
+    const identity = this.#identity;
+    if (identity === null) return [];
+    return [...this.#running.values()].map(({ replicator }) => ({
+      status: this.#report(replicator, identity),
+      lockedOutMs: this.#lockedOutMs(replicator),
+      failures: this.#failures.of(replicator.inputs.database, replicator.inputs.destinations.backends),
+    }));
   }
 
   get #publishIntervalMs(): number {
@@ -65,9 +102,9 @@ export class Supervisor {
 
   /**
    * Takes every lock, then starts. Throws, with nothing started, when another daemon holds a database (`locked`), or a
-   * destination or key is unusable.
+   * destination or key is unusable. So it does when `whenLocked` throws, which is called in between.
    */
-  async start(databases: readonly DatabaseConfig[]): Promise<void> {
+  async start(databases: readonly DatabaseConfig[], whenLocked: () => void = () => {}): Promise<void> {
     this.#identity = await readOwnIdentity();
     const prepared: { config: DatabaseConfig; replicator: Replicator }[] = [];
     try {
@@ -76,6 +113,7 @@ export class Supervisor {
         prepared.push({ config, replicator });
         await replicator.prepare();
       }
+      whenLocked();
     } catch (error) {
       for (const { replicator } of prepared) await replicator.close();
       throw error;
@@ -114,32 +152,55 @@ export class Supervisor {
 
   /** Publishes until `stop` is aborted, then stops every replicator; resolves when all have ended. */
   async run(stop: AbortSignal): Promise<void> {
+    const upkeep = this.#upkeep.run(stop);
     while (!stop.aborted) {
       await this.#publishAll();
       await delay(this.#publishIntervalMs, stop).catch(() => {});
     }
+    this.#isStopping = true;
     await Promise.all([...this.#running.keys()].map((name) => this.#stop(name)));
+    await upkeep;
     this.#watch[Symbol.dispose]();
   }
 
-  /** Starts what is new, stops what is gone, restarts what changed; the others go on undisturbed. */
-  async reload(config: Config, databases: readonly DatabaseConfig[]): Promise<void> {
+  /**
+   * Starts what is new, stops what is gone, restarts what changed; the others go on undisturbed. A database whose new
+   * settings cannot be used, as when its key cannot be read, goes on with its old ones.
+   */
+  async reload(config: Config, databases: readonly DatabaseConfig[], maxConcurrentSnapshots: number): Promise<void> {
     const { log } = this.#inputs;
-    const wanted = new Map(databases.map((database) => [database.name, database]));
-    for (const [name, { config: old }] of [...this.#running]) {
-      if (!isDeepStrictEqual(old, wanted.get(name))) await this.#stop(name);
-    }
-    for (const database of databases) {
-      if (this.#running.has(database.name)) continue;
+    this.#slots.resize(maxConcurrentSnapshots);
+    const fresh = await this.#buildChanged(databases);
+    const wanted = new Set(databases.map(({ name }) => name));
+    // All of them, before any is started: two may have changed places.
+    for (const name of [...this.#running.keys()]) if (!wanted.has(name) || fresh.has(name)) await this.#stop(name);
+    // The signal to end may have come meanwhile: what is launched now, nobody would stop.
+    if (this.#isStopping) return;
+    for (const { config: own, replicator } of fresh.values()) this.#launch(own, replicator);
+    log.info("configuration reloaded", { path: config.sourcePath, databases: this.#running.size });
+  }
+
+  /** By name, a replicator for each database that is new or has other settings than the running one. */
+  async #buildChanged(databases: readonly DatabaseConfig[]) {
+    const fresh = new Map<string, { readonly config: DatabaseConfig; readonly replicator: Replicator }>();
+    for (const config of databases) {
+      const running = this.#running.get(config.name);
+      if (isDeepStrictEqual(running?.config, config)) continue;
       try {
-        const replicator = await this.#build(database);
-        await replicator.prepare();
-        this.#launch(database, replicator);
+        fresh.set(config.name, { config, replicator: await this.#build(config) });
       } catch (error) {
-        log.error("cannot start replicating", { db: database.name, error: describeError(error) });
+        const what =
+          running === undefined
+            ? "cannot start replicating"
+            : "cannot use the new settings; the old ones stay in force";
+        this.#inputs.log.error(what, {
+          db: config.name,
+          error: describeError(error),
+          hint: error instanceof BakeliteError ? error.hint : undefined,
+        });
       }
     }
-    log.info("configuration reloaded", { path: config.sourcePath, databases: this.#running.size });
+    return fresh;
   }
 
   #launch(config: DatabaseConfig, replicator: Replicator): void {
@@ -175,6 +236,8 @@ export class Supervisor {
     if (running === undefined) return;
     running.stop.abort();
     await running.ended;
+    // The lock is released below: nothing of ours may write any more, for a `reencrypt` may begin.
+    await this.#upkeep.left(running.replicator);
     await this.#publish(running);
     await running.replicator.close();
     this.#running.delete(name);
@@ -183,13 +246,22 @@ export class Supervisor {
   async #build(config: DatabaseConfig): Promise<Replicator> {
     const { clock, log, takeOver } = this.#inputs;
     const keys = await loadKeys(config.encryption);
+    if (config.encryption.mode === "key-file") await this.#warnOfExposedKey(config.encryption.keyFile);
     const lockStep = config.backends.filter((backend) => !backend.async);
     return new Replicator({
       database: config.name,
       path: config.path,
       destinations: new Destinations(
         config.name,
-        lockStep.map((backend) => ({ backend: openDestination(backend), type: backend.type })),
+        lockStep.map((backend) => ({
+          backend: this.#failures.watch(
+            config.name,
+            openDestination(backend, {
+              onNotice: ({ message, hint }) => log.warn(message, { db: config.name, hint }),
+            }),
+          ),
+          type: backend.type,
+        })),
       ),
       settings: config,
       convertToWal: config.convertToWal,
@@ -207,6 +279,13 @@ export class Supervisor {
     });
   }
 
+  /** Once for each key file in this process's life. */
+  async #warnOfExposedKey(path: string): Promise<void> {
+    const exposure = this.#knownKeyFiles.has(path) ? null : await keyFileExposure(path);
+    this.#knownKeyFiles.add(path);
+    if (exposure !== null) this.#inputs.log.warn(describeExposure(exposure), { keyFile: path });
+  }
+
   async #publishAll(): Promise<void> {
     await Promise.all([...this.#running.values()].map((running) => this.#publish(running)));
   }
@@ -218,22 +297,34 @@ export class Supervisor {
 
   /** A status that cannot be written must not stop the backup; status readers will call it stale. */
   async #publishOne(replicator: Replicator): Promise<void> {
-    const { clock, log } = this.#inputs;
-    if (this.#identity === null || !replicator.isLocked) return;
+    const { log } = this.#inputs;
+    const identity = this.#identity;
+    if (identity === null || !replicator.isLocked) return;
     try {
       await replicator.attachment?.lookForHolders();
-      const status = reportStatus(replicator, {
-        bakeliteVersion: buildInfo.version,
-        process: this.#identity,
-        startedMs: this.#startedMs,
-        nowMs: clock.nowMs(),
-        monotonicMs: clock.monotonicMs(),
-        publishIntervalMs: this.#publishIntervalMs,
-      });
+      const status = this.#report(replicator, identity);
       await writeStatus(statePaths(replicator.path, replicator.inputs.database).status, status);
     } catch (error) {
       log.warn("cannot write the status file", { db: replicator.inputs.database, error: describeError(error) });
     }
+  }
+
+  #lockedOutMs({ attachment }: Replicator): number | null {
+    const sinceMs = attachment?.capture.lockedOutSinceMs ?? null;
+    return sinceMs === null ? null : this.#inputs.clock.monotonicMs() - sinceMs;
+  }
+
+  #report(replicator: Replicator, identity: ProcessIdentity): StatusFile {
+    const { clock } = this.#inputs;
+    return reportStatus(replicator, {
+      bakeliteVersion: buildInfo.version,
+      process: identity,
+      startedMs: this.#startedMs,
+      nowMs: clock.nowMs(),
+      monotonicMs: clock.monotonicMs(),
+      publishIntervalMs: this.#publishIntervalMs,
+      limitsUnmet: this.#upkeep.unmetLimits(replicator),
+    });
   }
 }
 

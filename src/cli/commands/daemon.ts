@@ -1,12 +1,15 @@
 import type { Config, DatabaseConfig } from "../../config/types.ts";
+import { HttpServer } from "../../daemon/http-server.ts";
 import { Supervisor } from "../../daemon/supervisor.ts";
 import { SystemdNotify } from "../../daemon/systemd-notify.ts";
 import { buildInfo } from "../../util/build-info.ts";
 import { BakeliteError, describeError } from "../../util/errors.ts";
+import type { ListenAddress } from "../../util/listen-address.ts";
+import type { Logger } from "../../util/logger.ts";
 import type { Command, CommandContext } from "../command.ts";
 
 export const command: Command = {
-  usage: "[--db <name>] [--max-concurrent-snapshots <n>] [--take-over]",
+  usage: "[--db <name>] [--max-concurrent-snapshots <n>] [--metrics-addr <host:port>] [--take-over]",
   description: [
     "Watches the -wal file of each configured database and ships what was committed within about a second. Runs until SIGTERM or SIGINT, then ships what is left and exits 0; SIGHUP reads the configuration again.",
     "This is what the systemd unit runs.",
@@ -17,26 +20,37 @@ export const command: Command = {
       value: "n",
       description: "Full backups that may run at the same time; overrides [daemon] max_concurrent_snapshots",
     },
+    {
+      name: "metrics-addr",
+      value: "host:port",
+      description:
+        "Serve Prometheus metrics, /healthz and a status page at this address; overrides [daemon] metrics_addr",
+    },
     { name: "take-over", description: "Go on from what another writer stored, because it will never come back" },
   ],
   examples: [
     { comment: "Every database in the configuration", command: "bakelite daemon --config bakelite.toml" },
     { comment: "Only one of them", command: "bakelite daemon --db app --config bakelite.toml" },
+    { comment: "With metrics for Prometheus", command: "bakelite daemon --metrics-addr 127.0.0.1:9090" },
   ],
   async run(context: CommandContext): Promise<number> {
     const { options, clock, signal } = context;
     const slots = options.integer("max-concurrent-snapshots", 1, 1000);
+    const metricsAddress = options.listenAddress("metrics-addr");
     const config = await context.loadConfig();
     const databases = chosen(context, config);
     const style = logStyle(config);
     const log = context.createLogger(style);
+    const stateDirectory = context.env["BAKELITE_STATE_DIR"];
     const supervisor = new Supervisor({
       clock,
       log,
       takeOver: options.has("take-over"),
       maxConcurrentSnapshots: slots ?? config.daemon.maxConcurrentSnapshots,
-      stateDirectory: context.env["BAKELITE_STATE_DIR"],
+      stateDirectory,
     });
+    const { startedMs } = supervisor;
+    using http = new HttpServer({ reports: () => supervisor.reports, startedMs, stateDirectory, clock, log });
     const started = Promise.withResolvers<void>();
     // From now on: a SIGHUP that nobody listens to would end the process.
     using _reloading = reloadOnHangup(started.promise, async () => {
@@ -46,6 +60,7 @@ export const command: Command = {
         const wanted = chosen(context, fresh);
         Object.assign(style, logStyle(fresh));
         await supervisor.reload(fresh, wanted, slots ?? fresh.daemon.maxConcurrentSnapshots);
+        if (!signal.aborted) moveMetrics(http, metricsAddress ?? fresh.daemon.metricsAddress, log);
       } catch (error) {
         log.error("the configuration was not reloaded; the old one stays in force", {
           error: describeError(error),
@@ -53,11 +68,13 @@ export const command: Command = {
         });
       }
     });
-    await supervisor.start(databases);
+    await supervisor.start(databases, () => http.listen(metricsAddress ?? config.daemon.metricsAddress));
+    signal.addEventListener("abort", () => http[Symbol.dispose](), { once: true });
     log.info("bakelite is running", {
       version: buildInfo.version,
       databases: databases.length,
       config: config.sourcePath,
+      metrics: http.url,
     });
     started.resolve();
     const notify = new SystemdNotify(context.env, log);
@@ -70,6 +87,24 @@ export const command: Command = {
 
 function logStyle({ daemon }: Config) {
   return { level: daemon.logLevel, format: daemon.logFormat };
+}
+
+/** An address that cannot be had is no reason to undo the rest of a reload: metrics stay where they were. */
+function moveMetrics(http: HttpServer, address: ListenAddress | undefined, log: Logger): void {
+  const before = http.url;
+  try {
+    http.listen(address);
+    if (http.url === before) return;
+    log.info(http.url === undefined ? "metrics are no longer served" : "metrics are served elsewhere now", {
+      url: http.url,
+    });
+  } catch (error) {
+    log.error("metrics stay at the old address, because the new one cannot be used", {
+      error: describeError(error),
+      hint: error instanceof BakeliteError ? error.hint : undefined,
+      url: http.url,
+    });
+  }
 }
 
 /**
