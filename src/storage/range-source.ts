@@ -34,15 +34,20 @@ export function backendRangeSource(
   };
 }
 
-/** The stream's bytes in one array; reads at most one piece further than `limitBytes`. One piece is not copied. */
+/**
+ * The stream's bytes in one array, which are more than `limitBytes` when it gives more; reads at most one piece further than that. One
+ * piece is not copied, and several never stand in memory beside the array.
+ */
 async function collect(stream: AsyncIterable<Uint8Array>, limitBytes: number): Promise<Uint8Array> {
-  const pieces: Uint8Array[] = [];
+  let bytes: Uint8Array | null = null;
   let sizeBytes = 0;
   for await (const piece of stream) {
-    pieces.push(piece);
+    const first = bytes === null && piece.byteLength >= limitBytes;
+    if (first) bytes = piece;
+    bytes ??= new Uint8Array(limitBytes);
+    if (sizeBytes + piece.byteLength > limitBytes) return Buffer.concat([bytes.subarray(0, sizeBytes), piece]);
+    if (!first) bytes.set(piece, sizeBytes);
     sizeBytes += piece.byteLength;
-    if (sizeBytes > limitBytes) break;
   }
-  const only = pieces.length === 1 ? pieces[0] : undefined;
-  return only ?? Buffer.concat(pieces, sizeBytes);
+  return bytes?.subarray(0, sizeBytes) ?? new Uint8Array(0);
 }
