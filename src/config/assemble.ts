@@ -6,6 +6,8 @@ import { BakeliteError } from "../util/errors.ts";
 import { readKeyFile } from "./key-file.ts";
 import type { BackendConfig, EncryptionConfig } from "./types.ts";
 
+const RETRIES = { baseMs: 200, capMs: 5000, maxElapsedMs: 30_000 } as const;
+
 /** Whom to tell about what fails nothing and an operator should know. */
 export interface DestinationNews {
   readonly onNotice?: (notice: { readonly message: string; readonly hint: string }) => void;
@@ -32,12 +34,9 @@ export async function loadKeys(encryption: EncryptionConfig): Promise<Keys> {
 export function openDestination(config: BackendConfig, news: DestinationNews = {}): Backend {
   switch (config.type) {
     case "file":
-      return withRetry(openBackend({ type: "file", path: config.path }), {
-        retries: config.retries,
-        baseMs: 200,
-        capMs: 5000,
-        maxElapsedMs: 30_000,
-      });
+      return withRetry(openBackend({ type: "file", path: config.path }), { ...RETRIES, retries: config.retries });
+    case "sftp":
+      return withRetry(openBackend(config), { ...RETRIES, retries: config.retries });
     case "s3": {
       // It tries again by itself, request by request; around that, tries would multiply.
       const { credentials: explicit, credentialsFile, profile, async: _, ...own } = config;
@@ -46,7 +45,7 @@ export function openDestination(config: BackendConfig, news: DestinationNews = {
     }
     default:
       throw new BakeliteError("config-invalid", `this version of bakelite cannot store to \`${config.type}\` yet`, {
-        hint: 'use a backend of type = "file" or "s3"',
+        hint: 'use a backend of type = "file", "s3" or "sftp"',
       });
   }
 }

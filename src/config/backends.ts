@@ -217,8 +217,8 @@ function toSftpAuthentication(table: Table<"sftp">, complain: Complain): SftpAut
   }
   if (table.password !== undefined) return { method: "password", password: table.password };
   if (table.password_file !== undefined) return { method: "password-file", passwordFile: table.password_file };
-  if (table.key_file === undefined) complain("needs `key_file`, `password` or `password_file`");
-  return { method: "key-file", keyFile: table.key_file ?? "", keyPassphrase: table.key_passphrase };
+  if (table.key_file === undefined) return { method: "agent" };
+  return { method: "key-file", keyFile: table.key_file, keyPassphrase: table.key_passphrase };
 }
 
 function toCommon(table: Pick<Table<"file">, keyof typeof common>): CommonBackendConfig {

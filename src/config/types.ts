@@ -144,7 +144,9 @@ export interface SftpBackendConfig extends CommonBackendConfig {
 export type SftpAuthentication =
   | { readonly method: "key-file"; readonly keyFile: string; readonly keyPassphrase: string | undefined }
   | { readonly method: "password"; readonly password: string }
-  | { readonly method: "password-file"; readonly passwordFile: string };
+  | { readonly method: "password-file"; readonly passwordFile: string }
+  /** The ssh-agent that `SSH_AUTH_SOCK` names. */
+  | { readonly method: "agent" };
 
 export interface GcsBackendConfig extends CommonBackendConfig {
   readonly type: "gcs";

@@ -38,6 +38,7 @@ const DOORWAYS: Readonly<Record<string, Doorway>> = {
   cac: within("cli/"),
   "fast-xml-parser": oneImporter((file) => /^storage\/(?:.*\/)?xml\.ts$/.test(file), "one xml.ts in storage/"),
   "smol-toml": within("config/"),
+  ssh2: within("storage/sftp/"),
   zod: anywhere,
 };
 

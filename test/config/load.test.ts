@@ -256,6 +256,7 @@ download_rate_limit = 5`,
     ["key_file", 'key_file = "/k"\nkey_passphrase = "p"', { method: "key-file", keyFile: "/k", keyPassphrase: "p" }],
     ["password", 'password = "${P}"', { method: "password", password: "hush" }],
     ["password_file", 'password_file = "/p"', { method: "password-file", passwordFile: "/p" }],
+    ["nothing but an agent", "", { method: "agent" }],
   ])("sftp authenticates by %s", (_, lines, authentication) => {
     const keys = 'type = "sftp"\nhost = "h.example"\nuser = "u"\npath = "backups/"\n';
     expect(parseBackend(keys + lines, { P: "hush" })).toMatchObject({
@@ -295,8 +296,8 @@ download_rate_limit = 5`,
     ['type = "s3"\nbucket = "b"\nendpoint = "https://u:p@x"', "7:1: `endpoint` must be a URL"],
     ['type = "s3"\nbucket = "b"\nprefix = "a/../b"', "7:1: `prefix` must be a key prefix"],
     [
-      'type = "sftp"\nhost = "h"\nuser = "u"\npath = "p"',
-      "4:1: [[database.backends]] of `app` needs `key_file`, `pass",
+      'type = "sftp"\nhost = "h"\nuser = "u"\npath = "p"\nkey_passphrase = "x"',
+      "9:1: `key_passphrase` only goes with `key_file`",
     ],
     ['type = "sftp"\nhost = "-oProxyCommand=x"\nuser = "u"\npath = "p"\npassword = "x"', "6:1: `host` must be"],
     [
