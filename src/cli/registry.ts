@@ -36,9 +36,29 @@ export const registry: readonly RegistryEntry[] = [
     load: async () => (await import("./commands/verify.ts")).command,
   },
   {
+    name: "repair",
+    summary: "Heal damaged and missing objects from another destination",
+    load: async () => (await import("./commands/repair.ts")).command,
+  },
+  {
     name: "usage",
     summary: "Show how much is stored, and what no listing shows",
     load: async () => (await import("./commands/usage.ts")).command,
+  },
+  {
+    name: "keep",
+    summary: "Mark a restore point, so that it stays for ever",
+    load: async () => (await import("./commands/keep.ts")).command,
+  },
+  {
+    name: "compact",
+    summary: "Merge older change-sets into fewer objects",
+    load: async () => (await import("./commands/compact.ts")).command,
+  },
+  {
+    name: "prune",
+    summary: "Delete what the policy no longer keeps",
+    load: async () => (await import("./commands/prune.ts")).command,
   },
   {
     name: "reclaim",
@@ -54,6 +74,11 @@ export const registry: readonly RegistryEntry[] = [
     name: "reencrypt",
     summary: "Rewrite what is stored: encrypt it, change its key, or decrypt it",
     load: async () => (await import("./commands/reencrypt.ts")).command,
+  },
+  {
+    name: "doctor",
+    summary: "Check all that the daemon needs, without writing anything",
+    load: async () => (await import("./commands/doctor.ts")).command,
   },
   {
     name: "config",

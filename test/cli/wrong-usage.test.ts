@@ -33,6 +33,8 @@ function companions(command: string, option?: string): readonly string[] {
       return option?.startsWith("max-") ? ["--check"] : [];
     case "verify":
       return option === "temp-dir" ? ["--deep"] : [];
+    case "keep":
+      return option === "at" ? ["--label", "a"] : [];
     default:
       return [];
   }
@@ -44,6 +46,18 @@ const MALFORMED: Readonly<Record<string, readonly string[]>> = {
   n: ["0", "-1", "1.5", "x", "1e2", "0x10", " 5", "1001", "99999999999999999999"],
   time: ["yesterday", "2026-02-30", "2026-01-01T00:00:00", "2026-01-01T25:00:00Z", "5 fortnights ago", "1969-01-01"],
   mode: ["Full", "fast", "\u001b[2J"],
+  "host:port": [
+    "9090",
+    ":9090",
+    "127.0.0.1",
+    "127.0.0.1:",
+    "127.0.0.1:x",
+    "127.0.0.1:65536",
+    "[::1:9090",
+    "a b:1",
+    "::1:9090",
+  ],
+  label: [" a", "a ", "x".repeat(65), "\u001b[2J"],
   // Whatever is typed is a path or a name; what is wrong with it shows when it is used.
   path: [],
   name: [],
@@ -144,6 +158,9 @@ describe("every flag of every command", () => {
       [["status", "--max-verify-age", "1m"], "`--max-verify-age` only goes with `--check`"],
       [["verify", "--temp-dir", "/tmp"], "`--temp-dir` is of use with --deep only"],
       [["verify", "--deep", "--temp-dir", "/no/such/place"], "(/no/such/place)"],
+      [["keep", "--at", "now"], "`--at` needs a `--label`"],
+      [["keep", "--drop", "a", "--label", "a"], "`--drop` goes with neither `--label` nor `--at`"],
+      [["keep", "--label", "a"], "`--db` is required: the configuration has more than one database"],
       [["restore", "--db", "app"], "`--output` is required"],
       [["restore", "--output", "x"], "`--db` is required: the configuration has more than one database"],
     ];
