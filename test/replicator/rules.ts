@@ -224,7 +224,7 @@ export const RULES: readonly Rule[] = [
   {
     rule: "an object is put only where there is none of its name",
     scenario: secondWriterIsRefused,
-    without: [{ file: "destinations.ts", from: "{ ifAbsent: true, signal }", to: "{ signal }" }],
+    without: [{ file: "destinations.ts", from: "{ ifAbsent: true, longLived, signal }", to: "{ longLived, signal }" }],
   },
   {
     rule: "what waits for its turn between two change-sets is let go at a stop",
