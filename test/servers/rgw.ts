@@ -1,4 +1,5 @@
-import { mkdir, rm, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { eventually } from "../support/eventually.ts";
 import { type TemporaryDirectory, temporaryDirectory } from "../support/temporary-directory.ts";
 import { findProgram, freePorts, runProgram, ServerProcess, untilAnswered, untilReady } from "./programs.ts";
 import type { S3Account } from "./s3-account.ts";
@@ -158,9 +159,18 @@ export class RgwServer implements AsyncDisposable {
     await runProgram(["ceph", "daemon", socket, "config", "set", "rgw_max_concurrent_requests", String(count)]);
   }
 
-  /** SIGSTOP: connections are accepted, by the kernel, and nothing is answered. */
-  freeze(): void {
-    this.#process("gateway").signal("SIGSTOP");
+  /** SIGSTOP: connections are accepted, by the kernel, and nothing is answered. Resolves when every thread stands still. */
+  async freeze(): Promise<void> {
+    const gateway = this.#process("gateway");
+    gateway.signal("SIGSTOP");
+    const tasks = `/proc/${gateway.pid}/task`;
+    await eventually(
+      async () => {
+        const states = (await readdir(tasks)).map((task) => readFile(`${tasks}/${task}/stat`, "latin1"));
+        return (await Promise.all(states)).every((stat) => stat.slice(stat.lastIndexOf(")") + 2).startsWith("T"));
+      },
+      { what: "the gateway to stand still", pollMs: 5 },
+    );
   }
 
   thaw(): void {

@@ -93,7 +93,7 @@ await forRgw(({ rgw, newPlace }) => {
   test("a gateway that is frozen does not answer, one that was killed refuses, and both come back with everything", async () => {
     const { bucket, requests } = await newPlace();
     await requests.putObject(bucket, "a", "x");
-    rgw.freeze();
+    await rgw.freeze();
     const url = `${rgw.account.endpoint}/`;
     await expect(fetch(url, { signal: AbortSignal.timeout(200) })).rejects.toMatchObject({ name: "TimeoutError" });
     rgw.thaw();
