@@ -3,11 +3,11 @@ import { createHash } from "node:crypto";
 import fc from "fast-check";
 import type { ByteSource } from "../../src/storage/backend.ts";
 import { ByteBudget } from "../../src/storage/s3/byte-budget.ts";
-import { PartReader } from "../../src/storage/s3/part-buffer.ts";
+import { longLivedPartBudget, PartReader, partBudget } from "../../src/storage/s3/part-buffer.ts";
 import { MAX_PART_COUNT, partSizeBytes } from "../../src/storage/s3/part-size.ts";
 import { newPlace } from "../../src/storage/s3/place.ts";
 import { generated, text } from "../backends/conformance.ts";
-import { eventually } from "../support/eventually.ts";
+import { eventually, withDeadline } from "../support/eventually.ts";
 import { seededRandom } from "../support/random.ts";
 import { refuse, type StubRequest, startStub, xml } from "./stub.ts";
 
@@ -67,6 +67,31 @@ test("parts are the body again, whatever the sizes of its pieces", async () => {
       },
     ),
   );
+});
+
+test("full backups that wait for a change-set, with all that parts may take, do not keep it from being sent", async () => {
+  const partBytes = 16 * MIB;
+  const stalled = Promise.withResolvers<void>();
+  const backups = [1, 2].map(() => {
+    const pieces = (async function* () {
+      yield new Uint8Array(10);
+      await stalled.promise;
+    })();
+    return new PartReader(pieces, { bodyBytes: undefined, signal: undefined, budget: longLivedPartBudget });
+  });
+  const waiting = backups.map((backup) => backup.next(partBytes));
+  await eventually(() => longLivedPartBudget.takenBytes === 2 * partBytes, { what: "both to hold a part" });
+  const body = (async function* () {
+    yield new Uint8Array(MIB);
+    yield new Uint8Array(MIB);
+  })();
+  const changeSet = new PartReader(body, { bodyBytes: undefined, signal: undefined, budget: partBudget });
+  const part = await withDeadline(changeSet.next(partBytes), { what: "a part of the change-set" });
+  expect(part?.bytes.byteLength).toBe(2 * MIB);
+  part?.[Symbol.dispose]();
+  stalled.resolve();
+  for (const held of await Promise.all(waiting)) held?.[Symbol.dispose]();
+  expect([partBudget.takenBytes, longLivedPartBudget.takenBytes]).toEqual([0, 0]);
 });
 
 test("the budget is never overdrawn, serves in turn, and gives all of itself to what is larger", async () => {

@@ -22,7 +22,7 @@ import { deleteObjects } from "./delete.ts";
 import { diagnoseBucket } from "./diagnose.ts";
 import { malformedAnswer, refusalError } from "./errors.ts";
 import { readObject } from "./object-reader.ts";
-import { PartReader } from "./part-buffer.ts";
+import { longLivedPartBudget, PartReader, partBudget } from "./part-buffer.ts";
 import { partSizeBytes } from "./part-size.ts";
 import { placeOf } from "./place.ts";
 import { proveConditionalComplete } from "./prove.ts";
@@ -129,7 +129,8 @@ export class S3Backend implements Backend {
     throwIfAborted(signal);
     const { sizeBytes: bodyBytes } = body;
     const check = (readBytes: number) => this.#checkSize(key, bodyBytes, readBytes);
-    const reader = new PartReader(untilAborted(body.open(), signal), { bodyBytes, signal });
+    const budget = options.longLived === true ? longLivedPartBudget : partBudget;
+    const reader = new PartReader(untilAborted(body.open(), signal), { bodyBytes, signal, budget });
     const target = {
       client: this.#client,
       key: this.#keyPrefix + key,

@@ -9,6 +9,12 @@ const FIRST_BUFFER_BYTES = 256 * 1024;
 
 export const partBudget = new ByteBudget(BUDGET_BYTES);
 
+/**
+ * The same for long-lived objects. A full backup gives its last bytes only when a change-set is stored, and holds a part that is half
+ * full until then: were both served from one budget, each could wait for the other for ever.
+ */
+export const longLivedPartBudget = new ByteBudget(BUDGET_BYTES);
+
 /** One part, owned until disposed. */
 export interface Part extends Disposable {
   readonly bytes: Uint8Array;
