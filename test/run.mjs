@@ -2,7 +2,7 @@
 //
 //   npm test                       install what is missing, check types, lint, build the executable, run all test files
 //   npm test -- storage names      only build, and run the test files whose path contains "storage" or "names"
-//   npm test -- --jobs 4           as many test files at a time (2 otherwise)
+//   npm test -- --jobs 4           as many test files at a time (3 otherwise: many of them mostly wait)
 //   npm test -- --verbose          print the output of files that pass, too
 //
 // The last line is always `N passed, N failed` (`, N skipped` when there are any). The exit status is 0 only when
@@ -34,7 +34,7 @@ process.exitCode = tally.failed > 0 || tally.passed === 0 ? 1 : 0;
 async function main() {
   const { values, positionals: filters } = parseArgs({
     allowPositionals: true,
-    options: { jobs: { type: "string", default: "2" }, verbose: { type: "boolean", default: false } },
+    options: { jobs: { type: "string", default: "3" }, verbose: { type: "boolean", default: false } },
   });
   const jobs = Number(values.jobs);
   if (!Number.isInteger(jobs) || jobs < 1)

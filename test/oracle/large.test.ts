@@ -54,7 +54,7 @@ test(
 );
 
 test(
-  "an outage during 1 GiB of writes keeps the WAL near its limit, and one change-set ships it",
+  "an outage during 512 MiB of writes keeps the WAL near its limit, and one change-set ships it",
   async () => {
     await using directory = await temporaryDirectory("large");
     const path = directory.file("app.db");
@@ -65,7 +65,7 @@ test(
     });
     await rename(directory.file("replica"), directory.file("away"));
     // Slower than a busy disk: what is written while one checkpoint runs is part of "near its limit".
-    await write({ path, transactions: 512, bytes: 2 * MIB, bytesPerSecond: 25 * MIB });
+    await write({ path, transactions: 256, bytes: 2 * MIB, bytesPerSecond: 25 * MIB });
     const during = await daemon.untilStatus((status) => status.state === "backing off", {
       what: "the outage to be noticed",
     });

@@ -12,12 +12,12 @@ async function tortured(options: Omit<TortureOptions, "seed">): Promise<TortureR
 }
 
 test(
-  "60 s of three writers, one of them hostile, and 8 kills of the daemon lose nothing, and every restore is a moment of the database",
+  "30 s of three writers, one of them hostile, and 5 kills of the daemon lose nothing, and every restore is a moment of the database",
   async () => {
-    const report = await tortured({ seconds: 60, writers: 3, kills: 8, program: "executable" });
-    expect(report.daemonKills).toBeGreaterThanOrEqual(8);
-    expect(report.commits).toBeGreaterThan(500);
-    expect(report.restoredLatest + report.restoredAtTimes).toBeGreaterThan(10);
+    const report = await tortured({ seconds: 30, writers: 3, kills: 5, program: "executable" });
+    expect(report.daemonKills).toBeGreaterThanOrEqual(5);
+    expect(report.commits).toBeGreaterThan(250);
+    expect(report.restoredLatest + report.restoredAtTimes).toBeGreaterThan(5);
     expect(report.restoredAtRest).toBeGreaterThanOrEqual(15);
     expect(report.fullBackups).toEqual({ "first backup": 1 });
   },
@@ -28,7 +28,7 @@ test(
   "full backups that begin all the time while change-sets go on, with a WAL that is always too large, restore the same states",
   async () => {
     const report = await tortured({
-      seconds: 15,
+      seconds: 10,
       writers: 3,
       kills: 2,
       settings: {
@@ -49,7 +49,7 @@ test(
   "full backups that begin between two change-sets hold no image that is gone again when the next one is encoded",
   async () => {
     const report = await tortured({
-      seconds: 15,
+      seconds: 8,
       writers: ["normal", "python"],
       kills: 0,
       settings: { debounce: "300ms", max_batch_delay: "600ms", max_wal_size: "64KiB", snapshot_interval: "1s" },

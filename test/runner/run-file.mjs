@@ -33,6 +33,8 @@ import { parseReport } from "./report.mjs";
 
 /** One test; a file that needs more says so in the test itself. */
 const TEST_TIMEOUT_MS = 30_000;
+/** Of tests that a file declares concurrent. */
+const CONCURRENT_TESTS = 4;
 /** Nothing we test needs this much; a runaway loop takes all there is, and with it the machine. */
 const DEFAULT_MEMORY_LIMIT_BYTES = 2 * 1024 ** 3;
 const MEMORY_POLL_MS = 250;
@@ -134,6 +136,7 @@ function bunArguments(file, reportPath) {
     "--no-env-file",
     "--no-orphans",
     `--timeout=${TEST_TIMEOUT_MS}`,
+    `--max-concurrency=${CONCURRENT_TESTS}`,
     "--reporter=junit",
     `--reporter-outfile=${reportPath}`,
     `./${file}`,
