@@ -11,6 +11,11 @@ export interface RegistryEntry {
 /** Every command, in the order of `bakelite --help`. */
 export const registry: readonly RegistryEntry[] = [
   {
+    name: "init",
+    summary: "Set up a running backup: ask, or do it unattended",
+    load: async () => (await import("./commands/init.ts")).command,
+  },
+  {
     name: "daemon",
     summary: "Back up every configured database continuously",
     load: async () => (await import("./commands/daemon.ts")).command,

@@ -33,6 +33,14 @@ const common = {
   download_rate_limit: byteSize(" per second").optional(),
 };
 
+/** Of Azure. What lies in its archive takes hours to become readable, which no restore can wait for. */
+const accessTier = z.enum(["Hot", "Cool", "Cold"], {
+  error: ({ input }) =>
+    typeof input === "string" && input.toLowerCase() === "archive"
+      ? 'must be "Hot", "Cool" or "Cold": what is archived takes hours to become readable again, and no restore could use it'
+      : 'must be "Hot", "Cool" or "Cold"',
+});
+
 /** The keys of each type of `[[database.backends]]`. */
 export const backendTables = {
   file: z.strictObject({ type: z.literal("file"), path: absolutePath, ...common }),
@@ -63,7 +71,10 @@ export const backendTables = {
     bucket: word,
     prefix: keyPrefix.optional(),
     service_account_file: absolutePath.optional(),
+    storage_class: word.optional(),
+    change_set_storage_class: word.optional(),
     endpoint: httpUrl.optional(),
+    ca_file: absolutePath.optional(),
     ...common,
   }),
   azure: z.strictObject({
@@ -76,7 +87,10 @@ export const backendTables = {
     sas_token: text.optional(),
     sas_token_file: absolutePath.optional(),
     managed_identity_client_id: text.optional(),
+    storage_class: accessTier.optional(),
+    change_set_storage_class: accessTier.optional(),
     endpoint: httpUrl.optional(),
+    ca_file: absolutePath.optional(),
     ...common,
   }),
   sftp: z.strictObject({
@@ -87,6 +101,7 @@ export const backendTables = {
     path: text,
     key_file: absolutePath.optional(),
     key_passphrase: text.optional(),
+    key_passphrase_file: absolutePath.optional(),
     password: text.optional(),
     password_file: absolutePath.optional(),
     known_hosts: absolutePath.optional(),
@@ -166,7 +181,10 @@ function toGcs(table: Table<"gcs">): GcsBackendConfig {
     bucket: table.bucket,
     prefix: table.prefix ?? "",
     serviceAccountFile: table.service_account_file,
+    storageClass: table.storage_class,
+    changeSetStorageClass: table.change_set_storage_class,
     endpoint: table.endpoint,
+    caFile: table.ca_file,
     ...toCommon(table),
   };
 }
@@ -178,7 +196,10 @@ function toAzure(table: Table<"azure">, context: z.RefinementCtx): AzureBackendC
     container: table.container,
     prefix: table.prefix ?? "",
     authentication: toAzureAuthentication(table, complainTo(context)),
+    storageClass: table.storage_class,
+    changeSetStorageClass: table.change_set_storage_class,
     endpoint: table.endpoint,
+    caFile: table.ca_file,
     ...toCommon(table),
   };
 }
@@ -212,13 +233,18 @@ function toSftp(table: Table<"sftp">, context: z.RefinementCtx): SftpBackendConf
 
 function toSftpAuthentication(table: Table<"sftp">, complain: Complain): SftpAuthentication {
   refuseSecond(table, ["key_file", "password", "password_file"], complain);
-  if (table.key_passphrase !== undefined && table.key_file === undefined) {
-    complain("only goes with `key_file`", "key_passphrase");
-  }
+  refuseSecond(table, ["key_passphrase", "key_passphrase_file"], complain);
+  for (const key of ["key_passphrase", "key_passphrase_file"] as const)
+    if (table[key] !== undefined && table.key_file === undefined) complain("only goes with `key_file`", key);
   if (table.password !== undefined) return { method: "password", password: table.password };
   if (table.password_file !== undefined) return { method: "password-file", passwordFile: table.password_file };
   if (table.key_file === undefined) return { method: "agent" };
-  return { method: "key-file", keyFile: table.key_file, keyPassphrase: table.key_passphrase };
+  return {
+    method: "key-file",
+    keyFile: table.key_file,
+    keyPassphrase: table.key_passphrase,
+    keyPassphraseFile: table.key_passphrase_file,
+  };
 }
 
 function toCommon(table: Pick<Table<"file">, keyof typeof common>): CommonBackendConfig {

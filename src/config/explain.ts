@@ -224,7 +224,10 @@ function gcsValues(backend: GcsBackendConfig): Values<BackendTable<"gcs">> {
     bucket: backend.bucket,
     prefix: backend.prefix,
     service_account_file: backend.serviceAccountFile ?? null,
+    storage_class: backend.storageClass ?? null,
+    change_set_storage_class: backend.changeSetStorageClass ?? null,
     endpoint: backend.endpoint ?? null,
+    ca_file: backend.caFile ?? null,
     ...commonValues(backend),
   };
 }
@@ -242,7 +245,10 @@ function azureValues(backend: AzureBackendConfig): Values<BackendTable<"azure">>
     sas_token_file: authentication.method === "sas-file" ? authentication.sasTokenFile : null,
     managed_identity_client_id:
       authentication.method === "environment" ? (authentication.managedIdentityClientId ?? null) : null,
+    storage_class: backend.storageClass ?? null,
+    change_set_storage_class: backend.changeSetStorageClass ?? null,
     endpoint: backend.endpoint ?? null,
+    ca_file: backend.caFile ?? null,
     ...commonValues(backend),
   };
 }
@@ -257,6 +263,7 @@ function sftpValues(backend: SftpBackendConfig): Values<BackendTable<"sftp">> {
     path: backend.path,
     key_file: authentication.method === "key-file" ? authentication.keyFile : null,
     key_passphrase: null,
+    key_passphrase_file: authentication.method === "key-file" ? (authentication.keyPassphraseFile ?? null) : null,
     password: null,
     password_file: authentication.method === "password-file" ? authentication.passwordFile : null,
     known_hosts: backend.knownHosts ?? null,
@@ -297,3 +304,10 @@ const SIZE_UNITS = [
   ["MiB", 2 ** 20],
   ["KiB", 2 ** 10],
 ] as const;
+
+/** Whether a secret stands in the file itself: one that comes from the environment does not. */
+export function holdsSecrets({ databases }: ExplainedConfig): boolean {
+  return databases.some(({ backends }) =>
+    backends.flat().some(({ isSecret, variables }) => isSecret && variables.length === 0),
+  );
+}

@@ -1,4 +1,3 @@
-import { parse, TomlError } from "smol-toml";
 import type { z } from "zod";
 import { BakeliteError } from "../util/errors.ts";
 import { printable } from "../util/printable.ts";
@@ -11,6 +10,7 @@ import { isTable, type KeyPath, type Problem, valueAt } from "./problems.ts";
 import { resolveDaemon, resolveDatabase } from "./resolve.ts";
 import { daemonSchema, databaseSchema, defaultsSchema, documentSchema } from "./schema.ts";
 import { configSource, readConfigText } from "./source.ts";
+import { parseToml } from "./toml.ts";
 import type { Config } from "./types.ts";
 
 /**
@@ -27,7 +27,7 @@ export function parseConfig(
   toml: string,
   { sourcePath, env }: { readonly sourcePath: string; readonly env: Environment },
 ): Config {
-  const parsed = parseToml(toml, sourcePath);
+  const parsed = documentOf(toml, sourcePath);
   if (isTable(parsed) && Object.keys(parsed).length === 0)
     throw invalid(
       [{ line: 1, column: 1, message: "nothing is in it; it needs at least one [[database]]" }],
@@ -77,19 +77,10 @@ function checkDocument(document: unknown): {
   return { problems, config: { daemon, databases: databases.map(({ config }) => config) } };
 }
 
-/** The document as smol-toml gives it. `__proto__` and `constructor` are refused as keys. */
-function parseToml(toml: string, sourcePath: string): unknown {
-  try {
-    return parse(toml, { unsafeKeyBehaviour: "throw", maxDepth: 32 });
-  } catch (error) {
-    if (!(error instanceof TomlError)) throw error;
-    // The lines after the first quote the file, which may hold a secret there.
-    const reason = error.message
-      .split("\n", 1)
-      .join("")
-      .replace(/^Invalid TOML document: /, "");
-    throw invalid([{ line: error.line, column: error.column, message: `not valid TOML: ${reason}` }], sourcePath);
-  }
+function documentOf(toml: string, sourcePath: string): unknown {
+  const parsed = parseToml(toml);
+  if (parsed.kind === "document") return parsed.document;
+  throw invalid([{ ...parsed.at, message: `not valid TOML: ${parsed.reason}` }], sourcePath);
 }
 
 type LocatedProblem = TextPosition & { readonly message: string };

@@ -142,7 +142,13 @@ export interface SftpBackendConfig extends CommonBackendConfig {
 }
 
 export type SftpAuthentication =
-  | { readonly method: "key-file"; readonly keyFile: string; readonly keyPassphrase: string | undefined }
+  | {
+      readonly method: "key-file";
+      readonly keyFile: string;
+      /** At most one of the two, where the key is locked. */
+      readonly keyPassphrase: string | undefined;
+      readonly keyPassphraseFile: string | undefined;
+    }
   | { readonly method: "password"; readonly password: string }
   | { readonly method: "password-file"; readonly passwordFile: string }
   /** The ssh-agent that `SSH_AUTH_SOCK` names. */
@@ -155,8 +161,12 @@ export interface GcsBackendConfig extends CommonBackendConfig {
   readonly prefix: string;
   /** undefined: Application Default Credentials. */
   readonly serviceAccountFile: string | undefined;
+  /** For full backups and high compaction levels; undefined: the bucket's default. */
+  readonly storageClass: string | undefined;
+  readonly changeSetStorageClass: string | undefined;
   /** Another server that speaks the same API; undefined: Google. */
   readonly endpoint: string | undefined;
+  readonly caFile: string | undefined;
 }
 
 export interface AzureBackendConfig extends CommonBackendConfig {
@@ -166,8 +176,12 @@ export interface AzureBackendConfig extends CommonBackendConfig {
   /** Without slashes at its ends; "" for none. */
   readonly prefix: string;
   readonly authentication: AzureAuthentication;
+  /** The access tier of full backups and high compaction levels; undefined: the account's default. */
+  readonly storageClass: "Hot" | "Cool" | "Cold" | undefined;
+  readonly changeSetStorageClass: "Hot" | "Cool" | "Cold" | undefined;
   /** The blob service's URL, for other clouds; undefined: `https://<account>.blob.core.windows.net`. */
   readonly endpoint: string | undefined;
+  readonly caFile: string | undefined;
 }
 
 export type AzureAuthentication =
@@ -175,7 +189,7 @@ export type AzureAuthentication =
   | { readonly method: "account-key-file"; readonly accountKeyFile: string }
   | { readonly method: "sas"; readonly sasToken: string }
   | { readonly method: "sas-file"; readonly sasTokenFile: string }
-  /** `AZURE_STORAGE_KEY`, `AZURE_STORAGE_SAS_TOKEN`, else a managed identity. */
+  /** `AZURE_STORAGE_CONNECTION_STRING`, `AZURE_STORAGE_KEY`, `AZURE_STORAGE_SAS_TOKEN`, else an identity. */
   | { readonly method: "environment"; readonly managedIdentityClientId: string | undefined };
 
 export type BackendConfig =

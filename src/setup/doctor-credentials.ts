@@ -13,7 +13,7 @@ interface NamedFile {
 }
 
 /** The files that a destination's configuration names besides the backups themselves. Pure. */
-function namedFiles(config: BackendConfig): readonly NamedFile[] {
+export function namedFiles(config: BackendConfig): readonly NamedFile[] {
   const secret = (path: string | undefined) => (path === undefined ? [] : [{ path, isSecret: true }]);
   const open = (path: string | undefined) => (path === undefined ? [] : [{ path, isSecret: false }]);
   switch (config.type) {
@@ -22,7 +22,7 @@ function namedFiles(config: BackendConfig): readonly NamedFile[] {
     case "s3":
       return [...secret(config.credentialsFile), ...open(config.caFile)];
     case "gcs":
-      return secret(config.serviceAccountFile);
+      return [...secret(config.serviceAccountFile), ...open(config.caFile)];
     case "azure":
       switch (config.authentication.method) {
         case "account-key-file":
@@ -35,7 +35,11 @@ function namedFiles(config: BackendConfig): readonly NamedFile[] {
     case "sftp":
       switch (config.authentication.method) {
         case "key-file":
-          return [...secret(config.authentication.keyFile), ...open(config.knownHosts)];
+          return [
+            ...secret(config.authentication.keyFile),
+            ...secret(config.authentication.keyPassphraseFile),
+            ...open(config.knownHosts),
+          ];
         case "password-file":
           return [...secret(config.authentication.passwordFile), ...open(config.knownHosts)];
         default:

@@ -74,19 +74,21 @@ export async function findDaemonHost({ env, configPath, people, present }: FindH
   return { user, unit, checks: await judgeService(unit, user) };
 }
 
-function unitDirectories(override: string | undefined): readonly string[] {
+/** `override`: `$SYSTEMD_UNIT_PATH`. */
+export function unitDirectories(override: string | undefined): readonly string[] {
   if (override === undefined || override === "") return UNIT_DIRECTORIES;
   const given = override.split(":").filter((path) => path.startsWith("/"));
   // An empty part at the end stands for the usual places. Source: systemd(1), "$SYSTEMD_UNIT_PATH".
   return override.endsWith(":") ? [...given, ...UNIT_DIRECTORIES] : given;
 }
 
-type FoundUnit =
+export type FoundUnit =
   | { readonly kind: "none" | "masked" }
   | { readonly kind: "unreadable"; readonly path: string; readonly reason: string }
   | { readonly kind: "found"; readonly files: readonly UnitFile[] };
 
-async function readUnit(directories: readonly string[]): Promise<FoundUnit> {
+/** The unit file and its drop-ins. */
+export async function readUnit(directories: readonly string[]): Promise<FoundUnit> {
   const files: UnitFile[] = [];
   for (const path of [...(await findFragment(directories)), ...(await findDropIns(directories))]) {
     if (await isMask(path)) {

@@ -165,7 +165,8 @@ class Settings {
   paths(...keys: readonly string[]): readonly UnitPath[] {
     return this.words(...keys).flatMap((word) => {
       const [, marks = "", rest = ""] = /^([-+]*)(.*)$/s.exec(word) ?? [];
-      const [source = "", target = source] = rest.split(":");
+      // `BindPaths=source:destination`; elsewhere a colon is part of the name.
+      const [source = "", target = source] = keys.some((key) => key.startsWith("Bind")) ? rest.split(":") : [rest];
       const path = expanded(target);
       return path?.startsWith("/") === true ? [{ path: withoutSlash(path), optional: marks.includes("-") }] : [];
     });

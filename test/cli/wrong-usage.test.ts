@@ -61,6 +61,8 @@ const MALFORMED: Readonly<Record<string, readonly string[]>> = {
   // Whatever is typed is a path or a name; what is wrong with it shows when it is used.
   path: [],
   name: [],
+  user: [],
+  group: [],
 };
 
 const commands: readonly { readonly name: string; readonly command: Command }[] = await Promise.all(

@@ -1,4 +1,4 @@
-import { explainConfig } from "../../config/explain.ts";
+import { explainConfig, holdsSecrets } from "../../config/explain.ts";
 import { parseConfig } from "../../config/load.ts";
 import { configSource, readConfigText } from "../../config/source.ts";
 import { runDoctor } from "../../setup/doctor.ts";
@@ -46,13 +46,6 @@ export const command: Command = {
     return worstLevel(allChecks(report)) === "fail" ? 1 : 0;
   },
 };
-
-/** Whether a secret stands in the file itself: one that comes from the environment does not. */
-function holdsSecrets({ databases }: ReturnType<typeof explainConfig>): boolean {
-  return databases.some(({ backends }) =>
-    backends.flat().some(({ isSecret, variables }) => isSecret && variables.length === 0),
-  );
-}
 
 function doctorDocument(report: DoctorReport, nowMs: number): Record<string, unknown> {
   const counts = countLevels(allChecks(report));

@@ -1,0 +1,4 @@
+declare module "*.recipe" {
+  const text: string;
+  export default text;
+}
