@@ -17,6 +17,59 @@ export interface PaperState {
   readonly committedMs: number;
 }
 
+/** Every state that there was, in order and without a gap. A year has thirteen million, so only numbers are kept. */
+export class PaperStates {
+  #firstIndex = 0;
+  #stampsMs = new Float64Array(1024);
+  #committedMs = new Float64Array(1024);
+  readonly #chains: { readonly from: number; readonly chain: string }[] = [];
+  size = 0;
+
+  add({ index, chain, stampMs, committedMs }: Omit<PaperState, "lineage">): PaperState {
+    if (this.size === 0) this.#firstIndex = index;
+    if (index !== this.#firstIndex + this.size) throw new Error(`state ${index} does not follow`);
+    if (this.size === this.#stampsMs.length) {
+      this.#stampsMs = grown(this.#stampsMs);
+      this.#committedMs = grown(this.#committedMs);
+    }
+    this.#stampsMs[this.size] = stampMs;
+    this.#committedMs[this.size] = committedMs;
+    if (this.#chains.at(-1)?.chain !== chain) this.#chains.push({ from: index, chain });
+    this.size++;
+    return { index, chain, lineage: lineageOf(index), stampMs, committedMs };
+  }
+
+  get(index: number): PaperState | undefined {
+    const i = index - this.#firstIndex;
+    const [stampMs, committedMs] = [this.#stampsMs[i], this.#committedMs[i]];
+    const chain = this.#chains.findLast(({ from }) => from <= index)?.chain;
+    if (i < 0 || i >= this.size || stampMs === undefined || committedMs === undefined || chain === undefined) return;
+    return { index, chain, lineage: lineageOf(index), stampMs, committedMs };
+  }
+
+  /** The newest one that was committed before this moment; 0 for none. Only while the true clock never steps back. */
+  newestBefore(ms: number): number {
+    const committed = this.#committedMs;
+    let [low, high] = [0, this.size];
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((committed[middle] ?? 0) < ms) low = middle + 1;
+      else high = middle;
+    }
+    return low === 0 ? 0 : this.#firstIndex + low - 1;
+  }
+}
+
+function lineageOf(index: number): string {
+  return `state ${index}`;
+}
+
+function grown(numbers: Float64Array<ArrayBuffer>): Float64Array<ArrayBuffer> {
+  const larger = new Float64Array(numbers.length * 2);
+  larger.set(numbers);
+  return larger;
+}
+
 interface PaperObject {
   readonly key: string;
   readonly modifiedMs: number;
@@ -45,7 +98,7 @@ export class PaperReplica {
   /** In truth, Unix milliseconds. */
   nowMs: number;
   readonly skews: Skews = { hostMs: 0, destinationMs: 0 };
-  readonly states = new Map<number, PaperState>();
+  readonly states = new PaperStates();
   readonly objects = new Map<string, PaperObject>();
   readonly marks: number[] = [];
   #newest: PaperState | null = null;
@@ -263,10 +316,8 @@ export class PaperReplica {
   }
 
   #addState(index: number, chain: string): PaperState {
-    const state = { index, chain, lineage: `state ${index}`, stampMs: this.hostNowMs, committedMs: this.nowMs };
-    this.states.set(index, state);
-    this.#newest = state;
-    return state;
+    this.#newest = this.states.add({ index, chain, stampMs: this.hostNowMs, committedMs: this.nowMs });
+    return this.#newest;
   }
 
   #facts(before: PaperState, state: PaperState): ObjectFacts {
