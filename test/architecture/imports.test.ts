@@ -67,6 +67,7 @@ describe("the rules", () => {
       'import "../cli/b.ts";',
       'export { b } from "../cli/b.ts";',
       'const b = await import("../cli/b.ts");',
+      'const b = require("../cli/b.ts");',
       'let b: import("../cli/b.ts").B;',
     ]) {
       expect(findViolations(house({ "util/a.ts": `${statement}\n`, "cli/b.ts": "" }))).toEqual([above]);
@@ -152,6 +153,7 @@ describe("the rules", () => {
     ["cli/run.ts", "process.exit(1);", "cli/run.ts calls process.exit"],
     ["util/all.ts", 'export * from "node:fs";', "util/all.ts exports everything"],
     ["util/late.ts", "await import(path);", "util/late.ts computes an import"],
+    ["util/late.ts", "require(path);", "util/late.ts computes an import"],
     ["util/pool.ts", 'new Worker(new URL("./a.worker.ts", import.meta.url));', "util/pool.ts starts a worker by path"],
     ["format/stamp.ts", "const now = Date.now();", "format/stamp.ts reads the clock"],
     ["format/seal.ts", "crypto.getRandomValues(nonce);", "format/seal.ts draws randomness"],

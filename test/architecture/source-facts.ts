@@ -18,7 +18,7 @@ export type Habit = keyof typeof HABITS;
 const HABITS = {
   "calls process.exit": /\bprocess\.exit\s*\(/,
   "exports everything": /^export \*/m,
-  "computes an import": /\bimport\((?!\s*["'])|\brequire\(/,
+  "computes an import": /\b(?:import|require)\((?!\s*["'])/,
   "starts a worker by path": /\bnew Worker\(\s*(?:["'`]|new URL\b)/,
   "reads the clock": /\bDate\.now\(|\bnew Date\(\)|\bperformance\.now\(/,
   "draws randomness": /\bMath\.random\(|\brandomBytes\(|\brandomUUID\(|\bgetRandomValues\(/,
@@ -28,7 +28,7 @@ const HABITS = {
 // Formatted code begins these statements in the first column. `[\w\s{},*$]` keeps a match from running past the
 // statement: no other code consists of these characters only.
 const STATIC_IMPORT = /^(?:import|export)\s(?:[\w\s{},*$]*?\sfrom\s)?\s*"([^"\n]+)"/gm;
-const DYNAMIC_IMPORT = /\bimport\(\s*["']([^"'\n]+)["']/g;
+const DYNAMIC_IMPORT = /\b(?:import|require)\(\s*["']([^"'\n]+)["']/g;
 const WORKER = /\bworkerUrl\(\s*"([^"\n]+)"/g;
 
 /** Reads the facts off the text of one formatted source file. Imports of types count as imports. */

@@ -9,7 +9,18 @@ export interface BenchReport {
   readonly notes: readonly string[];
 }
 
-export const BENCH_NAMES = ["rate", "lag", "full", "restore", "fleet", "idle", "catalog", "s3", "s3-latency"] as const;
+export const BENCH_NAMES = [
+  "rate",
+  "lag",
+  "full",
+  "restore",
+  "fleet",
+  "idle",
+  "catalog",
+  "s3",
+  "s3-latency",
+  "memory",
+] as const;
 export type BenchName = (typeof BENCH_NAMES)[number];
 
 export interface BenchTable {

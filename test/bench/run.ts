@@ -1,7 +1,8 @@
 // `npm run bench`: figures to look at, taken with the executable that `npm run build` made.
 //
-//   npm run bench                         all of it, some twelve minutes
+//   npm run bench                         all of it, some fourteen minutes
 //   npm run bench -- rate lag             only these: rate lag full restore fleet idle catalog s3 s3-latency
+//                                         memory
 //   npm run bench -- --quick              everything smaller and shorter: to see that it works
 //   npm run bench -- --json file          writes what was measured there, too
 //   npm run bench -- --markdown           puts the tables into docs/performance.md, between its markers
@@ -23,6 +24,7 @@ import { benchIdle } from "./idle.ts";
 import { benchLag } from "./lag.ts";
 import { findLitestream } from "./litestream.ts";
 import { describeMachine } from "./machine.ts";
+import { benchMemory } from "./memory.ts";
 import { childPids, machineBusySeconds, ownCpuSeconds } from "./proc.ts";
 import { benchRate } from "./rate.ts";
 import {
@@ -57,6 +59,7 @@ const BENCHES: readonly { readonly names: readonly BenchName[]; readonly bench: 
   { names: ["catalog"], bench: benchCatalog },
   { names: ["s3"], bench: benchS3 },
   { names: ["s3-latency"], bench: benchS3Latency },
+  { names: ["memory"], bench: benchMemory },
 ];
 
 const { values: flags, positionals } = parseArgs({

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
-import { MAX_XML_BYTES, parseXml } from "../../src/storage/s3/xml.ts";
+import { MAX_XML_BYTES, parseXml } from "../../src/storage/http/xml.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { collect, keysOf } from "../backends/conformance.ts";
 import { listing, refuse, startStub, xml } from "./stub.ts";

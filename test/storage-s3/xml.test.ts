@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { child, children, childText, encodeText, MAX_XML_BYTES, parseXml } from "../../src/storage/s3/xml.ts";
+import { child, children, childText, encodeText, MAX_XML_BYTES, parseXml } from "../../src/storage/http/xml.ts";
 
 const LISTING = `<?xml version="1.0" encoding="UTF-8"?>
 <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Prefix/><IsTruncated>false</IsTruncated><Contents><Key>a&amp;b &#x20AC;</Key><Size>1</Size><Owner><ID>x</ID></Owner></Contents><Contents><Key>c</Key><Size>22</Size></Contents><CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes></ListBucketResult>`;

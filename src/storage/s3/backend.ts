@@ -1,5 +1,5 @@
-import { BakeliteError } from "../../util/errors.ts";
-import { orAborted, throwIfAborted, untilAborted } from "../abort.ts";
+import type { BakeliteError } from "../../util/errors.ts";
+import { throwIfAborted } from "../abort.ts";
 import type {
   Backend,
   BackendCapabilities,
@@ -14,7 +14,12 @@ import type {
   StoredObject,
   UnlistedStorage,
 } from "../backend.ts";
-import { assertKeyPrefix, assertObjectKey, compareKeys } from "../object-key.ts";
+import { DeleteDenial } from "../http/delete.ts";
+import { partSizeBytes } from "../http/part-size.ts";
+import { putBody } from "../http/send-parts.ts";
+import { trustedAuthorities } from "../http/trust.ts";
+import { child, children, childText, type XmlNode } from "../http/xml.ts";
+import { assertKeyPrefix, assertObjectKey, compareKeys, isObjectKey } from "../object-key.ts";
 import { type BucketAddress, decodeListedKey } from "./address.ts";
 import { S3Client, type S3ClientOptions } from "./client.ts";
 import { type CredentialsOptions, openCredentials, regionFromEnvironment } from "./credentials/provider.ts";
@@ -22,15 +27,11 @@ import { deleteObjects } from "./delete.ts";
 import { diagnoseBucket } from "./diagnose.ts";
 import { malformedAnswer, refusalError } from "./errors.ts";
 import { readObject } from "./object-reader.ts";
-import { longLivedPartBudget, PartReader, partBudget } from "./part-buffer.ts";
-import { partSizeBytes } from "./part-size.ts";
 import { placeOf } from "./place.ts";
 import { proveConditionalComplete } from "./prove.ts";
 import { putObject } from "./put.ts";
-import { trustedAuthorities } from "./trust.ts";
 import { unlistedStorage } from "./unlisted.ts";
 import { uploadInParts } from "./upload.ts";
-import { child, children, childText, type XmlNode } from "./xml.ts";
 
 export interface S3BackendOptions {
   readonly bucket: string;
@@ -70,8 +71,6 @@ export interface S3Notice {
   readonly hint: string;
 }
 
-/** After a refused deletion, for so long the next ones are refused without asking. */
-const DELETE_DENIED_MS = 3600_000;
 const LIST_PERMISSION = "s3:ListBucket";
 
 /** A backend over a bucket of Amazon S3 or of a server that speaks its protocol. Nothing is touched until its first call. */
@@ -107,7 +106,7 @@ export class S3Backend implements Backend {
   readonly #options: S3BackendOptions;
   readonly #client: S3Client;
   readonly #keyPrefix: string;
-  #deleteDenied: { readonly error: BakeliteError; readonly untilMs: number } | null = null;
+  readonly #deleteDenial = new DeleteDenial();
 
   constructor(options: S3BackendOptions, client: S3Client) {
     this.#options = options;
@@ -127,10 +126,6 @@ export class S3Backend implements Backend {
     assertObjectKey(key);
     const { signal } = options;
     throwIfAborted(signal);
-    const { sizeBytes: bodyBytes } = body;
-    const check = (readBytes: number) => this.#checkSize(key, bodyBytes, readBytes);
-    const budget = options.longLived === true ? longLivedPartBudget : partBudget;
-    const reader = new PartReader(untilAborted(body.open(), signal), { bodyBytes, signal, budget });
     const target = {
       client: this.#client,
       key: this.#keyPrefix + key,
@@ -138,42 +133,33 @@ export class S3Backend implements Backend {
       ifAbsent: options.ifAbsent === true,
       signal,
     };
-    try {
-      const firstBytes = partSizeBytes(1, this.#options.partSizeBytes, bodyBytes);
-      const first = await orAborted(reader.next(firstBytes), signal);
-      if (first === null) {
-        check(0);
-        return await putObject(new Uint8Array(0), target);
-      }
-      let more: boolean;
-      try {
-        more = await reader.hasMore();
-        if (!more) check(reader.readBytes);
-        if (more && target.ifAbsent) {
-          // Before a large body is sent for nothing.
-          if ((await this.stat(key, signal === undefined ? {} : { signal })) !== null) {
+    const sizeOf = (number: number) => partSizeBytes(number, this.#options.partSizeBytes, body.sizeBytes);
+    const how = { longLived: options.longLived === true, signal, subject: `${this.location}/${key}` };
+    return await putBody(
+      body,
+      { ...how, partSizeBytes: sizeOf },
+      {
+        whole: (bytes) => putObject(bytes, target),
+        parts: async (first, reader, check) => {
+          try {
+            if (target.ifAbsent) {
+              // Before a large body is sent for nothing.
+              if ((await this.stat(key, signal === undefined ? {} : { signal })) !== null) {
+                first[Symbol.dispose]();
+                return "exists";
+              }
+              await proveConditionalComplete(this.#client, signal);
+            }
+          } catch (error) {
             first[Symbol.dispose]();
-            return "exists";
+            throw error;
           }
-          await proveConditionalComplete(this.#client, signal);
-        }
-      } catch (error) {
-        first[Symbol.dispose]();
-        throw error;
-      }
-      if (more) {
-        const { partSizeBytes, concurrency } = this.#options;
-        return await uploadInParts(first, reader, { ...target, partSizeBytes, bodyBytes, concurrency, check });
-      }
-      using only = first;
-      return await putObject(only.bytes, target);
-    } catch (error) {
-      throwIfAborted(signal);
-      throw error;
-    } finally {
-      // Not awaited: a source that hangs answers only after what it hangs in.
-      reader.close().catch(() => {});
-    }
+          const { partSizeBytes, concurrency } = this.#options;
+          const bodyBytes = body.sizeBytes;
+          return await uploadInParts(first, reader, { ...target, partSizeBytes, bodyBytes, concurrency, check });
+        },
+      },
+    );
   }
 
   async get(key: string, options: GetOptions = {}): Promise<ByteStream | null> {
@@ -220,7 +206,7 @@ export class S3Backend implements Backend {
         last = object.key;
         const key = object.key.slice(this.#keyPrefix.length);
         // What others put there, such as the folders of a web console, is none of ours and has no key of ours.
-        if (isKey(key)) yield { ...object, key };
+        if (isObjectKey(key)) yield { ...object, key };
       }
       if (page.next === null) return;
       if (tokens.has(page.next)) throw this.#badListing("the continuation token came twice");
@@ -233,24 +219,18 @@ export class S3Backend implements Backend {
     for (const key of keys) assertObjectKey(key);
     throwIfAborted(options.signal);
     if (keys.length === 0) return;
-    const denied = this.#deleteDenied;
-    if (denied !== null && this.#client.ownNowMs() < denied.untilMs) throw sameError(denied.error);
+    this.#deleteDenial.throwIfFresh(this.#client.ownNowMs());
     const outcome = await deleteObjects(this.#client, {
       keys: keys.map((key) => this.#keyPrefix + key),
       concurrency: this.#options.concurrency,
       signal: options.signal,
     });
-    if (outcome.error === null) return;
-    if (outcome.isDenied) {
-      const first = this.#deleteDenied === null;
-      this.#deleteDenied = { error: outcome.error, untilMs: this.#client.ownNowMs() + DELETE_DENIED_MS };
-      if (first)
-        this.#options.onNotice?.({
-          message: "the credentials may not delete, so nothing is ever removed there",
-          hint: "allow s3:DeleteObject, or let a lifecycle rule of the bucket remove what is old",
-        });
-    }
-    throw sameError(outcome.error);
+    this.#deleteDenial.settle(outcome, this.#client.ownNowMs(), () =>
+      this.#options.onNotice?.({
+        message: "the credentials may not delete, so nothing is ever removed there",
+        hint: "allow s3:DeleteObject, or let a lifecycle rule of the bucket remove what is old",
+      }),
+    );
   }
 
   async diagnose(options: CallOptions = {}): Promise<readonly Diagnosis[]> {
@@ -271,13 +251,6 @@ export class S3Backend implements Backend {
       ...(sse === undefined ? {} : { "x-amz-server-side-encryption": sse }),
       ...(sseKmsKeyId === undefined ? {} : { "x-amz-server-side-encryption-aws-kms-key-id": sseKmsKeyId }),
     };
-  }
-
-  #checkSize(key: string, saidBytes: number | undefined, readBytes: number): void {
-    if (saidBytes === undefined || saidBytes === readBytes) return;
-    throw new BakeliteError("io", `cannot store the object: its source gave ${readBytes} bytes, not ${saidBytes}`, {
-      subject: `${this.location}/${key}`,
-    });
   }
 
   /** A HEAD says 404 for a missing bucket too, which must not look like an empty one. */
@@ -334,12 +307,6 @@ export class S3Backend implements Backend {
   }
 }
 
-/** A new one for each throw, with its own stack. */
-function sameError({ code, message, subject, hint, cause }: BakeliteError): BakeliteError {
-  const details = { ...(subject === undefined ? {} : { subject }), ...(hint === undefined ? {} : { hint }), cause };
-  return new BakeliteError(code, message, details);
-}
-
 interface ListPage {
   readonly objects: readonly StoredObject[];
   readonly next: string | null;
@@ -382,13 +349,4 @@ function readListed(item: XmlNode, decode: (key: string) => string): StoredObjec
 /** A HEAD tells whole seconds, and a listing of some servers more. */
 function wholeSeconds(ms: number): number {
   return Math.floor(ms / 1000) * 1000;
-}
-
-function isKey(key: string): boolean {
-  try {
-    assertObjectKey(key);
-    return true;
-  } catch {
-    return false;
-  }
 }

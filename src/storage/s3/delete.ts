@@ -1,9 +1,10 @@
 import type { BakeliteError } from "../../util/errors.ts";
 import { throwIfAborted } from "../abort.ts";
+import { type DeleteOutcome, deleteOneByOne } from "../http/delete.ts";
+import { md5Base64 } from "../http/digest.ts";
+import { child, children, childText, encodeText, type XmlNode } from "../http/xml.ts";
 import type { S3Client } from "./client.ts";
-import { md5Base64 } from "./digest.ts";
 import { isPassing, refusalError, type S3Refusal } from "./errors.ts";
-import { child, children, childText, encodeText, type XmlNode } from "./xml.ts";
 
 /** Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html */
 const MAX_KEYS_PER_REQUEST = 1000;
@@ -19,15 +20,6 @@ export interface DeleteOptions {
   /** Of single deletes, where the server has no others. */
   readonly concurrency: number;
   readonly signal: AbortSignal | undefined;
-}
-
-export interface DeleteOutcome {
-  /** Keys of which the server said that they are gone. */
-  readonly deletedCount: number;
-  /** What became of the others; null when there are none. */
-  readonly error: BakeliteError | null;
-  /** Nothing was deleted, and it is for want of a permission. */
-  readonly isDenied: boolean;
 }
 
 /**
@@ -131,25 +123,15 @@ function readFailures(root: XmlNode, keys: readonly string[], status: number): R
 }
 
 async function deleteSingly(client: S3Client, { keys, concurrency, signal }: DeleteOptions): Promise<DeleteOutcome> {
-  const queue = [...keys];
-  let deletedCount = 0;
-  let error: BakeliteError | null = null;
-  let deniedCount = 0;
-  const worker = async (): Promise<void> => {
-    for (let key = queue.shift(); key !== undefined; key = queue.shift()) {
-      throwIfAborted(signal);
+  return await deleteOneByOne(keys, {
+    concurrency,
+    signal,
+    async deleteOne(key) {
       const { refusal } = await client.send({ ...ABOUT, method: "DELETE", key, signal, accept: [403, 404] });
-      if (refusal === null || refusal.status === 404) deletedCount++;
-      else {
-        error ??= refusalError(refusal, client.about({ ...ABOUT, key }));
-        if (isDenial(refusal)) deniedCount++;
-        // All others would be refused as well, one request each.
-        if (deletedCount === 0) queue.length = 0;
-      }
-    }
-  };
-  await Promise.all(Array.from({ length: Math.min(concurrency, keys.length) }, worker));
-  return { deletedCount, error, isDenied: deletedCount === 0 && deniedCount > 0 };
+      if (refusal === null || refusal.status === 404) return null;
+      return { error: refusalError(refusal, client.about({ ...ABOUT, key })), isDenied: isDenial(refusal) };
+    },
+  });
 }
 
 function isDenial({ status, code }: S3Refusal): boolean {

@@ -1,7 +1,8 @@
 import type { Diagnosis } from "../backend.ts";
-import type { S3Answer, S3Client, S3Request } from "./client.ts";
-import { describeRefusal } from "./errors.ts";
-import { child, childText, type XmlNode } from "./xml.ts";
+import { checkClock, checkTransport } from "../http/diagnose.ts";
+import { describeRefusal } from "../http/refusal.ts";
+import { child, childText, type XmlNode } from "../http/xml.ts";
+import type { S3Client, S3Request } from "./client.ts";
 
 export interface DiagnoseOptions {
   /** As configured; undefined: it was looked up. */
@@ -12,7 +13,6 @@ export interface DiagnoseOptions {
   readonly signal: AbortSignal | undefined;
 }
 
-const CLOCK_WARNING_MS = 60_000;
 /** S3 refuses requests that are further off than 15 min. */
 const CLOCK_FAILURE_MS = 10 * 60_000;
 /** What a server without such a thing, or credentials that may not look, are answered. */
@@ -39,8 +39,8 @@ export async function diagnoseBucket(client: S3Client, options: DiagnoseOptions)
     "s3:GetBucketVersioning",
   );
   return [
-    checkClock(head, (askedMs + client.ownNowMs()) / 2),
-    ...checkTransport(options),
+    checkClock(head.headers, { ownMs: (askedMs + client.ownNowMs()) / 2, failureMs: CLOCK_FAILURE_MS }),
+    ...checkTransport(options.endpoint),
     await checkRegion(client, options),
     checkConditionalWrites(client),
     checkVersioning(versioning),
@@ -78,36 +78,6 @@ async function ask(
   if (refusal === null) return { why: "the server does not tell", code: "" };
   if (refusal.status === 403) return { why: `the credentials lack ${permission}`, code: refusal.code };
   return { why: describeRefusal(refusal), code: refusal.code };
-}
-
-function checkClock({ headers }: S3Answer, ownMs: number): Diagnosis {
-  const check = "clock";
-  const serverMs = Date.parse(headers.get("date") ?? "");
-  if (Number.isNaN(serverMs)) return { check, level: "pass", message: "the server does not tell the time" };
-  // The header has whole seconds.
-  const seconds = Math.round((ownMs - serverMs - 500) / 1000);
-  const offMs = Math.abs(seconds) * 1000;
-  if (offMs < CLOCK_WARNING_MS)
-    return { check, level: "pass", message: "this machine's clock agrees with the server's" };
-  const message = `this machine's clock is ${Math.abs(seconds)} s ${seconds < 0 ? "behind" : "ahead of"} the server's`;
-  const hint = "synchronize the clock of this machine (`timedatectl` shows whether it is)";
-  return { check, level: offMs < CLOCK_FAILURE_MS ? "warn" : "fail", message, hint };
-}
-
-function checkTransport({ endpoint }: DiagnoseOptions): readonly Diagnosis[] {
-  if (endpoint === undefined || !endpoint.startsWith("http:")) return [];
-  const { hostname } = new URL(endpoint);
-  const isLoopback =
-    hostname === "localhost" || hostname.endsWith(".localhost") || hostname === "[::1]" || /^127\./.test(hostname);
-  if (isLoopback) return [];
-  return [
-    {
-      check: "transport",
-      level: "warn",
-      message: "the endpoint is http: whoever is on the way can read what is not sealed, and the names of all objects",
-      hint: "use https in `endpoint`, with `ca_file` for a certificate of your own",
-    },
-  ];
 }
 
 async function checkRegion(client: S3Client, { region }: DiagnoseOptions): Promise<Diagnosis> {

@@ -1,30 +1,35 @@
-import { BakeliteError, describeError, type ErrorCode, systemErrorCode } from "../../util/errors.ts";
-import { printable } from "../../util/printable.ts";
-import { childText, parseXml } from "./xml.ts";
+import type { BakeliteError } from "../../util/errors.ts";
+import {
+  type Doing as AnyDoing,
+  type Explanation,
+  explainedRefusal,
+  malformedAnswerError,
+  type NetworkHints,
+  type Refusal,
+  shorten,
+} from "../http/refusal.ts";
+import { childText, parseXml } from "../http/xml.ts";
 
 /** What an S3 server said instead of doing it. `code` is "" when it gave none, as in every answer to a HEAD. */
-export interface S3Refusal {
-  readonly status: number;
-  readonly code: string;
-  readonly message: string;
-  readonly requestId: string | undefined;
+export interface S3Refusal extends Refusal {
   /** The region that the bucket is in, where the answer names it. */
   readonly region: string | undefined;
 }
 
 /** What is being done, for messages. */
-export interface Doing {
-  /** Completes "cannot …". */
-  readonly doing: string;
-  /** `s3://bucket/key`. */
-  readonly subject: string;
+export interface Doing extends AnyDoing {
   /** The permission of AWS that it takes, such as `s3:PutObject`. */
   readonly permission: string;
   /** Where the credentials come from. */
   readonly credentialSource: string;
 }
 
-const MAX_MESSAGE_LENGTH = 300;
+/** What to look at when a request gets no answer. */
+export const NETWORK_HINTS: NetworkHints = {
+  name: "check `endpoint` and `bucket`, this machine's network and DNS; a server without names for its buckets needs `path_style = true`",
+  certificateName:
+    "use the name that the certificate is for in `endpoint`; `path_style = true` keeps the bucket out of the host name",
+};
 
 /** Codes of S3 after which the same request may succeed, whatever their status. */
 const PASSING = new Set([
@@ -97,25 +102,12 @@ export function isAboutSignature({ code }: S3Refusal): boolean {
 
 /** The refusal as the operator's problem. */
 export function refusalError(refusal: S3Refusal, about: Doing): BakeliteError {
-  const { code, why, hint } = explainRefusal(refusal, about);
-  return new BakeliteError(code, `cannot ${about.doing}: ${why}`, {
-    subject: about.subject,
-    hint,
-    cause: new Error(describeRefusal(refusal)),
-  });
+  return explainedRefusal(refusal, about, explainRefusal(refusal, about));
 }
 
-/** `403 AccessDenied: Access Denied. (request id 4442587FB7D0A2F9)`. */
-export function describeRefusal({ status, code, message, requestId }: S3Refusal): string {
-  const text = [code, message].filter((part) => part !== "").join(": ");
-  const id = requestId === undefined ? "" : ` (request id ${shorten(requestId)})`;
-  return `the server answered ${status}${text === "" ? "" : ` ${text}`}${id}`;
-}
-
-interface Explanation {
-  readonly code: ErrorCode;
-  readonly why: string;
-  readonly hint: string;
+/** An answer that is not what S3 defines. */
+export function malformedAnswer(about: AnyDoing, what: string): BakeliteError {
+  return malformedAnswerError(about, "S3", what);
 }
 
 function explainRefusal(refusal: S3Refusal, { permission, credentialSource }: Doing): Explanation {
@@ -236,92 +228,4 @@ function explainRefusal(refusal: S3Refusal, { permission, credentialSource }: Do
     why: "the server refuses the request",
     hint: "check the backend's settings against what the server supports",
   };
-}
-
-/** A request without an answer: names, connections, certificates, time. Always worth another try, but for certificates. */
-export function networkError(cause: unknown, about: Doing, endpoint: string): BakeliteError {
-  const { code, why, hint } = explainNetwork(systemErrorCode(cause) ?? "", endpoint);
-  return new BakeliteError(code, `cannot ${about.doing}: ${why}`, {
-    subject: about.subject,
-    hint,
-    cause: strip(cause),
-  });
-}
-
-function explainNetwork(systemCode: string, endpoint: string): Explanation {
-  if (/CERT|SELF_SIGNED|ISSUER|LEAF_SIGNATURE|HOSTNAME_MISMATCH/.test(systemCode))
-    return explainCertificate(systemCode, endpoint);
-  const code = "storage-unreachable";
-  switch (systemCode) {
-    case "ECONNREFUSED":
-    case "ConnectionRefused":
-      return {
-        code,
-        why: `nothing accepts connections at ${endpoint}`,
-        hint: "check that the server is running, and `endpoint`",
-      };
-    case "ENOTFOUND":
-    case "EAI_AGAIN":
-    case "EAI_NODATA":
-      return {
-        code,
-        why: `the name of ${endpoint} cannot be resolved`,
-        hint: "check `endpoint` and `bucket`, this machine's network and DNS; a server without names for its buckets needs `path_style = true`",
-      };
-    case "EHOSTUNREACH":
-    case "ENETUNREACH":
-      return { code, why: `there is no way to ${endpoint}`, hint: "check this machine's network" };
-    case "TIMEOUT":
-      return {
-        code,
-        why: "the server did not answer, or stopped in the middle, for as long as `timeout` allows",
-        hint: "check the network and the server; a slow line may need a longer `timeout`",
-      };
-    default:
-      return {
-        code,
-        why: `the connection to ${endpoint} broke`,
-        hint: "check the network and the server; an http:// server needs http:// in `endpoint`, a TLS one https://",
-      };
-  }
-}
-
-function explainCertificate(systemCode: string, endpoint: string): Explanation {
-  if (systemCode.includes("EXPIRED") || systemCode.includes("NOT_YET_VALID"))
-    return {
-      code: "storage-denied",
-      why: `the certificate of ${endpoint} is expired or not yet valid`,
-      hint: "renew the server's certificate, or set this machine's clock",
-    };
-  if (systemCode.includes("ALTNAME") || systemCode.includes("HOSTNAME"))
-    return {
-      code: "storage-denied",
-      why: `the certificate is not for the host name of ${endpoint}`,
-      hint: "use the name that the certificate is for in `endpoint`; `path_style = true` keeps the bucket out of the host name",
-    };
-  return {
-    code: "storage-denied",
-    why: `the certificate of ${endpoint} is not signed by an authority that this machine trusts`,
-    hint: "set `ca_file` to the PEM file of the authority that signed it (or of the certificate itself if it signed itself)",
-  };
-}
-
-/** An answer that is not what S3 defines. */
-export function malformedAnswer(about: Doing, what: string): BakeliteError {
-  return new BakeliteError("storage-unreachable", `cannot ${about.doing}: the answer is not what S3 defines`, {
-    subject: about.subject,
-    hint: "check `endpoint`, and whether a proxy stands in between; if it stays, the server is not compatible",
-    cause: new Error(what),
-  });
-}
-
-/** Bun's own advice about fetch is not for the reader. */
-function strip(cause: unknown): Error {
-  const advice = / ?(?:For more information, pass|Unable to connect\. Is the computer able) .*$/;
-  return new Error(shorten(describeError(cause).replace(advice, "")));
-}
-
-function shorten(text: string): string {
-  const clean = printable(text);
-  return clean.length <= MAX_MESSAGE_LENGTH ? clean : `${clean.slice(0, MAX_MESSAGE_LENGTH)}…`;
 }

@@ -1,6 +1,6 @@
 import { assert } from "../../util/errors.ts";
+import { md5Base64 } from "../http/digest.ts";
 import type { S3Client } from "./client.ts";
-import { md5Base64 } from "./digest.ts";
 import { refusalError } from "./errors.ts";
 import { unquote } from "./upload.ts";
 

@@ -1,11 +1,11 @@
 import { BakeliteError } from "../../util/errors.ts";
 import type { CallOptions, NoncurrentVersions, UnfinishedUpload, UnlistedStorage } from "../backend.ts";
+import { children, childText, type XmlNode } from "../http/xml.ts";
 import { assertKeyPrefix } from "../object-key.ts";
 import { decodeListedKey } from "./address.ts";
 import type { S3Client } from "./client.ts";
 import { malformedAnswer } from "./errors.ts";
 import { sendAbort } from "./upload.ts";
-import { children, childText, type XmlNode } from "./xml.ts";
 
 /** What a server that has no such request, or does not let us, answers: it cannot tell. */
 const CANNOT_TELL = [400, 403, 404, 405, 501];

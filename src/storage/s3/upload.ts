@@ -2,12 +2,12 @@ import { createHash } from "node:crypto";
 import { delay } from "../../util/delay.ts";
 import { assert, BakeliteError } from "../../util/errors.ts";
 import { abortError, throwIfAborted } from "../abort.ts";
+import { md5Base64 } from "../http/digest.ts";
+import type { Part, PartReader } from "../http/part-buffer.ts";
+import { MAX_PART_COUNT, partSizeBytes } from "../http/part-size.ts";
+import { childText } from "../http/xml.ts";
 import type { S3Answer, S3Client } from "./client.ts";
-import { md5Base64 } from "./digest.ts";
 import { refusalError } from "./errors.ts";
-import type { Part, PartReader } from "./part-buffer.ts";
-import { MAX_PART_COUNT, partSizeBytes } from "./part-size.ts";
-import { childText } from "./xml.ts";
 
 /** The object that parts are to become. */
 export interface PartsTarget {

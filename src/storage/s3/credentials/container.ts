@@ -1,5 +1,5 @@
 import { BakeliteError } from "../../../util/errors.ts";
-import { askDirectly, type HttpAnswer } from "./http.ts";
+import { askDirectly, type HttpAnswer } from "../../http/ask.ts";
 import { errorWord, type Origin, parseKeysDocument } from "./keys.ts";
 import { readSecretFile, variable } from "./shared-files.ts";
 import type { AwsCredentials, CredentialsOptions } from "./types.ts";

@@ -1,5 +1,5 @@
 import { BakeliteError } from "../../../util/errors.ts";
-import { askDirectly, type HttpAnswer, type HttpQuestion } from "./http.ts";
+import { askDirectly, type HttpAnswer, type HttpQuestion } from "../../http/ask.ts";
 import { type Origin, parseKeysDocument, unfit } from "./keys.ts";
 import { variable } from "./shared-files.ts";
 import type { AwsCredentials, CredentialsOptions } from "./types.ts";

@@ -1,8 +1,8 @@
 import { AwsV4Signer } from "aws4fetch";
 import { BakeliteError } from "../../../util/errors.ts";
 import { printable } from "../../../util/printable.ts";
-import { child, childText, parseXml, type XmlDocument, type XmlNode } from "../xml.ts";
-import { ask, type HttpAnswer } from "./http.ts";
+import { ask, type HttpAnswer } from "../../http/ask.ts";
+import { child, childText, parseXml, type XmlDocument, type XmlNode } from "../../http/xml.ts";
 import { checkedKeys, errorWord, type Origin, parseExpiration, unfit } from "./keys.ts";
 import { readSecretFile, variable } from "./shared-files.ts";
 import type { AwsCredentials, CredentialsOptions } from "./types.ts";

@@ -1,4 +1,5 @@
-import { ByteBudget } from "./byte-budget.ts";
+import { ByteBudget } from "../../util/byte-budget.ts";
+import { BakeliteError } from "../../util/errors.ts";
 
 /**
  * What all uploads of this process may hold in parts at once: four parts of the default size. Whoever comes when it is used up waits, so
@@ -6,6 +7,12 @@ import { ByteBudget } from "./byte-budget.ts";
  */
 const BUDGET_BYTES = 32 * 1024 * 1024;
 const FIRST_BUFFER_BYTES = 256 * 1024;
+/**
+ * After so many bytes of copied pieces the garbage is collected, which takes some ten milliseconds. Left to itself the collector takes its time
+ * on a large machine: it does not see most of what compressing and sending leave behind, and with 2 GiB backed up to a bucket 270 to
+ * 330 MiB were resident in place of 200 (Bun 1.4.5).
+ */
+const COLLECT_EVERY_BYTES = 8 * 1024 * 1024;
 
 export const partBudget = new ByteBudget(BUDGET_BYTES);
 
@@ -21,7 +28,7 @@ export interface Part extends Disposable {
 }
 
 /**
- * Cuts a source into parts: `next(size)` gives `size` bytes, fewer at the end, and null after it. A source that gives all of a
+ * Cuts a source into parts: `next(size)` gives `size` bytes, fewer at the end, and null after it. After `close` it rejects. A source that gives all of a
  * known body in one piece is not copied and counts for nothing, since its owner holds those bytes anyway. Any other piece is
  * copied, because it may be overwritten when the next one is asked for.
  */
@@ -29,7 +36,10 @@ export class PartReader {
   readonly #pieces: AsyncIterator<Uint8Array>;
   readonly #bodyBytes: number | undefined;
   readonly #budget: ByteBudget;
-  readonly #signal: AbortSignal | undefined;
+  readonly #closing = new AbortController();
+  readonly #stop: AbortSignal;
+  /** Gives back what the part takes that is being read now. */
+  #releaseUnread: (() => void) | null = null;
   #rest: Uint8Array | null = null;
   #ended = false;
   #readBytes = 0;
@@ -44,7 +54,8 @@ export class PartReader {
   ) {
     this.#pieces = pieces[Symbol.asyncIterator]();
     this.#bodyBytes = options.bodyBytes;
-    this.#signal = options.signal;
+    const closing = this.#closing.signal;
+    this.#stop = options.signal === undefined ? closing : AbortSignal.any([options.signal, closing]);
     this.#budget = options.budget ?? partBudget;
   }
 
@@ -58,22 +69,26 @@ export class PartReader {
     if (first === null) return null;
     if (first.byteLength === this.#bodyBytes && first.byteLength <= sizeBytes)
       return { bytes: first, [Symbol.dispose]() {} };
-    const share = await this.#budget.take(Math.min(sizeBytes, this.#bodyBytes ?? sizeBytes), this.#signal);
+    const share = await this.#budget.take(Math.min(sizeBytes, this.#bodyBytes ?? sizeBytes), this.#stop);
     const buffer = new GrowingBuffer(sizeBytes);
-    const release = () => {
+    const release = once(() => {
       buffer.release();
       share[Symbol.dispose]();
       if (this.#budget.takenBytes === 0) buffers.clear();
-    };
+    });
+    this.#releaseUnread = release;
     try {
       for (let piece: Uint8Array | null = first; piece !== null; piece = buffer.isFull ? null : await this.#take()) {
         const takenBytes = buffer.append(piece);
+        collectAfter(takenBytes);
         if (takenBytes < piece.byteLength) this.#rest = piece.subarray(takenBytes);
       }
-      return { bytes: buffer.bytes, [Symbol.dispose]: once(release) };
+      return { bytes: buffer.bytes, [Symbol.dispose]: release };
     } catch (error) {
       release();
       throw error;
+    } finally {
+      this.#releaseUnread = null;
     }
   }
 
@@ -83,8 +98,13 @@ export class PartReader {
     return this.#rest !== null;
   }
 
-  /** Lets the source go. */
+  /**
+   * Lets the source go, and gives back at once what a part takes that is still being read: after a failure a source may hang for
+   * hours, or for ever, and whoever waits for the budget must not wait with it.
+   */
   async close(): Promise<void> {
+    this.#closing.abort(closed());
+    this.#releaseUnread?.();
     if (!this.#ended) await this.#pieces.return?.();
   }
 
@@ -95,6 +115,8 @@ export class PartReader {
     if (rest !== null) return rest;
     while (!this.#ended) {
       const next = await this.#pieces.next();
+      // What is left of the part is not ours any more.
+      if (this.#closing.signal.aborted) throw closed();
       if (next.done === true) this.#ended = true;
       else if (next.value.byteLength > 0) {
         this.#readBytes += next.value.byteLength;
@@ -131,6 +153,19 @@ class BufferPool {
 }
 
 const buffers = new BufferPool();
+
+let uncollectedBytes = 0;
+
+function collectAfter(copiedBytes: number): void {
+  uncollectedBytes += copiedBytes;
+  if (uncollectedBytes < COLLECT_EVERY_BYTES) return;
+  uncollectedBytes = 0;
+  Bun.gc(true);
+}
+
+function closed(): BakeliteError {
+  return new BakeliteError("interrupted", "the body is not read any more");
+}
 
 function once(action: () => void): () => void {
   let isDone = false;

@@ -1,7 +1,7 @@
 import { request as requestPlain } from "node:http";
 import { request as requestTls } from "node:https";
-import { systemErrorCode } from "../../../util/errors.ts";
-import { abortError } from "../../abort.ts";
+import { systemErrorCode } from "../../util/errors.ts";
+import { abortError } from "../abort.ts";
 
 export interface HttpQuestion {
   readonly method: "GET" | "PUT" | "POST";

@@ -1,4 +1,4 @@
-import { assert } from "../../util/errors.ts";
+import { assert } from "./errors.ts";
 
 /**
  * So many bytes, lent out in the order of asking: `using part = await budget.take(size);`. What is larger than the whole budget gets
@@ -13,6 +13,10 @@ export class ByteBudget {
     assert(totalBytes > 0, "a budget has at least one byte");
     this.#totalBytes = totalBytes;
     this.#freeBytes = totalBytes;
+  }
+
+  get totalBytes(): number {
+    return this.#totalBytes;
   }
 
   get takenBytes(): number {

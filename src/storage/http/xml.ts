@@ -24,7 +24,7 @@ const parser = new XMLParser({
 });
 
 /**
- * Parses an answer of an S3 server: attributes, namespaces and comments are dropped. Throws a plain Error for what is not one whole element
+ * Parses an answer of a server: attributes, namespaces and comments are dropped. Throws a plain Error for what is not one whole element
  * (a cut answer, HTML, nothing at all), for a DOCTYPE and for what is larger than `MAX_XML_BYTES`.
  *
  * A page of 1,000 keys takes some 30 ms. Between two pages stands a request, so nothing else waits for longer than that,
