@@ -34,9 +34,13 @@ export class ProcessOutput implements TextOutput {
     });
   }
 
+  async drained(): Promise<void> {
+    await Promise.all(this.#pending);
+  }
+
   /** Resolves when everything has been handed to the system; what stands in a pipe would be lost by exiting before. */
   async flush(): Promise<void> {
-    await Promise.all(this.#pending);
+    await this.drained();
     if (this.#failure === undefined) return;
     throw new BakeliteError("io", "cannot write to standard output", { cause: this.#failure });
   }

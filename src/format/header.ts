@@ -46,6 +46,8 @@ export const HEADER_PREFIX_BYTES = 12;
 /** No header is longer, magic and length included. */
 export const MAX_HEADER_BYTES = HEADER_PREFIX_BYTES + MAX_JSON_BYTES;
 
+const formatShape = z.object({ format: count });
+
 const headerShape = z
   .object({
     writer: z.string(),
@@ -126,7 +128,7 @@ export function parseHeader(
   const place = { what: "header", subject };
   const json = parseJson(bytes.subarray(HEADER_PREFIX_BYTES, headerBytes), place);
   // Before all other fields: those of another format may be other ones.
-  const { format } = checkShape(z.object({ format: count }), json, place);
+  const { format } = checkShape(formatShape, json, place);
   if (format !== STORAGE_FORMAT_VERSION) {
     const message = `stored object has format ${format}; this bakelite reads format ${STORAGE_FORMAT_VERSION}`;
     throw new BakeliteError("replica-foreign", message, { subject, hint: `upgrade bakelite to read format ${format}` });

@@ -8,10 +8,12 @@ export interface JsonPlace {
   readonly subject: string;
 }
 
+const strictUtf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
 /** Decodes UTF-8 JSON. Throws `replica-corrupt` for malformed UTF-8, malformed JSON and JSON nested too deeply. */
 export function parseJson(bytes: Uint8Array, place: JsonPlace): unknown {
   try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes));
+    return JSON.parse(strictUtf8.decode(bytes));
   } catch (cause) {
     throw damaged(place.subject, `the ${place.what} is not JSON`, cause);
   }

@@ -23,11 +23,6 @@ export const HIGHEST_LEVEL = 9;
 
 const INDEX_DIGITS = 16;
 const DATABASE_NAME = /^[A-Za-z0-9_-][A-Za-z0-9._-]*$/;
-const FULL_NAME = /^full\/([0-9]{16})\.(p|[0-9a-f]{8})$/;
-const CHANGE_SET_NAME = /^L([0-9])\/([0-9]{16})-([0-9]{16})\.(p|[0-9a-f]{8})$/;
-
-const MARK_NAME = /^keep\/([0-9]{16})\.(p|[0-9a-f]{8})$/;
-
 /** Whether `text` can be a database's name and so a folder of the destination (docs/storage-format.md section 2). */
 export function isDatabaseName(text: string): boolean {
   return DATABASE_NAME.test(text);
@@ -43,23 +38,23 @@ export function formatName(name: ObjectName): string {
 }
 
 /**
- * The inverse of `formatName`: null for anything else that may lie in the folder, `CURRENT` and `manifest` included.
- * Indexes are from 1 to 2^53 - 1 and a change-set's first is not above its last.
+ * The inverse of `formatName`, for what stands in `text` from position `start` on: null for anything else that may lie in the folder,
+ * `CURRENT` and `manifest` included. Indexes are from 1 to 2^53 - 1 and a change-set's first is not above its last. A listing has
+ * 100,000 of them, so characters are looked at one by one, and nothing is cut out but the seal.
  */
-export function parseName(text: string): ObjectName | null {
-  const full = FULL_NAME.exec(text);
-  if (full !== null) {
-    const index = parseIndex(full[1]);
-    const seal = full[2];
-    return index === null || seal === undefined ? null : { kind: "full", index, seal };
+export function parseName(text: string, start = 0): ObjectName | null {
+  if (text.startsWith("full/", start)) {
+    const index = parseIndex(text, start + 5);
+    const seal = parseSeal(text, start + 5 + INDEX_DIGITS);
+    return index === null || seal === null ? null : { kind: "full", index, seal };
   }
-  const changeSet = CHANGE_SET_NAME.exec(text);
-  if (changeSet === null) return null;
-  const level = Number(changeSet[1]);
-  const first = parseIndex(changeSet[2]);
-  const last = parseIndex(changeSet[3]);
-  const seal = changeSet[4];
-  if (first === null || last === null || seal === undefined) return null;
+  const level = text.charCodeAt(start + 1) - DIGIT_ZERO;
+  if (text.charAt(start) !== "L" || text.charAt(start + 2) !== "/" || !(level >= 0 && level <= HIGHEST_LEVEL))
+    return null;
+  const first = parseIndex(text, start + 3);
+  const last = parseIndex(text, start + 4 + INDEX_DIGITS);
+  const seal = parseSeal(text, start + 4 + 2 * INDEX_DIGITS);
+  if (first === null || last === null || seal === null || text.charAt(start + 3 + INDEX_DIGITS) !== "-") return null;
   return first <= last ? { kind: "change-set", level, first, last, seal } : null;
 }
 
@@ -73,11 +68,12 @@ export function markKey(database: string, { index, seal }: Omit<MarkName, "kind"
   return `${database}/keep/${formatIndex(index)}.${seal}`;
 }
 
-/** What a mark's key below the database's folder says; null for anything else. */
-export function parseMarkName(text: string): MarkName | null {
-  const [, digits, seal] = MARK_NAME.exec(text) ?? [];
-  const index = parseIndex(digits);
-  return index === null || seal === undefined ? null : { kind: "mark", index, seal };
+/** What a mark's key below the database's folder, from position `start` of `text` on, says; null for anything else. */
+export function parseMarkName(text: string, start = 0): MarkName | null {
+  if (!text.startsWith("keep/", start)) return null;
+  const index = parseIndex(text, start + 5);
+  const seal = parseSeal(text, start + 5 + INDEX_DIGITS);
+  return index === null || seal === null ? null : { kind: "mark", index, seal };
 }
 
 /** The key of the hint at the newest full backup (docs/storage-format.md section 7). */
@@ -95,7 +91,31 @@ export function formatIndex(index: number): string {
   return String(index).padStart(INDEX_DIGITS, "0");
 }
 
-function parseIndex(digits: string | undefined): number | null {
-  const index = Number(digits);
+const DIGIT_ZERO = 0x30;
+const LOWER_A = 0x61;
+const SEAL_DIGITS = 8;
+
+/** The 16 digits at `start`, or null where they are not 16 digits or out of range. */
+function parseIndex(text: string, start: number): number | null {
+  let index = 0;
+  for (let at = start; at < start + INDEX_DIGITS; at++) {
+    const digit = text.charCodeAt(at) - DIGIT_ZERO;
+    // Not a number where the text has ended.
+    if (!(digit >= 0 && digit <= 9)) return null;
+    index = index * 10 + digit;
+  }
   return Number.isSafeInteger(index) && index >= 1 ? index : null;
+}
+
+/** What follows the dot at `start`, to the end of the text: a seal, or null. */
+function parseSeal(text: string, start: number): string | null {
+  if (text.charAt(start) !== ".") return null;
+  if (text.length === start + 2 && text.charAt(start + 1) === PLAINTEXT_SEAL) return PLAINTEXT_SEAL;
+  if (text.length !== start + 1 + SEAL_DIGITS) return null;
+  for (let at = start + 1; at < text.length; at++) {
+    const code = text.charCodeAt(at);
+    const isHex = (code >= DIGIT_ZERO && code <= DIGIT_ZERO + 9) || (code >= LOWER_A && code <= LOWER_A + 5);
+    if (!isHex) return null;
+  }
+  return text.slice(start + 1);
 }

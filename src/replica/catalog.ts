@@ -108,6 +108,9 @@ export function isEmpty(catalog: Catalog): boolean {
 /** Takes listings object by object, in any order, so that no list of all keys stands in memory besides the catalog. */
 export class CatalogBuilder {
   readonly #database: string;
+  readonly #folder: string;
+  readonly #currentKey: string;
+  readonly #manifestKey: string;
   #objects: ReplicaObject[] = [];
   readonly #current: (StoredObject | null)[];
   readonly #manifest: (StoredObject | null)[];
@@ -120,18 +123,21 @@ export class CatalogBuilder {
 
   constructor(database: string, destinationCount = 1) {
     this.#database = database;
+    this.#folder = `${database}/`;
+    this.#currentKey = currentKey(database);
+    this.#manifestKey = manifestKey(database);
     this.#current = Array.from({ length: destinationCount }, () => null);
     this.#manifest = Array.from({ length: destinationCount }, () => null);
   }
 
   add(destination: number, stored: StoredObject): void {
-    const folder = `${this.#database}/`;
-    if (stored.key === currentKey(this.#database)) this.#current[destination] = stored;
-    else if (stored.key === manifestKey(this.#database)) this.#manifest[destination] = stored;
+    const { key } = stored;
+    if (key === this.#currentKey) this.#current[destination] = stored;
+    else if (key === this.#manifestKey) this.#manifest[destination] = stored;
     else {
-      const below = stored.key.startsWith(folder) ? stored.key.slice(folder.length) : "";
-      const name = parseName(below) ?? parseMarkName(below);
-      if (name === null) this.#addAnomaly({ kind: "foreign-name", key: stored.key, destination });
+      const start = this.#folder.length;
+      const name = key.startsWith(this.#folder) ? (parseName(key, start) ?? parseMarkName(key, start)) : null;
+      if (name === null) this.#addAnomaly({ kind: "foreign-name", key, destination });
       else if (name.kind === "mark") this.#marks.push(markOf(name, destination, stored));
       else this.#objects.push(this.#objectOf(name, destination, stored));
     }

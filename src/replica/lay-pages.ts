@@ -175,12 +175,15 @@ class Laying {
   /** The groups that may hold a page that is lacking, newest object first. Objects are opened a few ahead. */
   async *#wantedGroups(plan: RestorePlan, objects: readonly ReplicaObject[]): AsyncGenerator<Group> {
     let limitPages = plan.sizePages;
+    let newer: OpenedObject | null = null;
     const opening = mapAhead(objects, (object) => this.#open(object), {
       budget: OPEN_AHEAD_BYTES,
       weight: (object) => Math.max(OPEN_OBJECT_BYTES, object.sizeBytes <= WHOLE_OBJECT_BYTES ? object.sizeBytes : 0),
     });
     for await (const opened of opening) {
       const { trailer } = opened.reader;
+      if (!plan.proven) this.#assertLeadsTo(opened, newer, plan);
+      newer = opened;
       limitPages = Math.min(limitPages, trailer.sizePages);
       let start = 0;
       for (const [number, ref] of trailer.indexChunks.entries()) {
@@ -198,10 +201,26 @@ class Laying {
     const planned = trailers.knowledge(object);
     const opened = await trailers.open(object, WHOLE_OBJECT_BYTES);
     // A manifest may have told something else than the object itself does.
-    if (opened !== null && trailers.knowledge(object) === planned) return opened;
+    if (opened !== null && (planned === "unknown" || trailers.knowledge(object) === planned)) return opened;
     const subject = this.#replica.describe(object);
     const changed = new BakeliteError("replica-corrupt", "stored object is not what the manifest says", { subject });
     throw new ObjectFailure(trailers.failureOf(object) ?? { error: changed, gone: false });
+  }
+
+  /**
+   * The proof of a plan that was made by names: from the newest object on, each must lead to the state from which the one after it
+   * leads away. Where all pages are laid the rest need not be proven, for they are what the state consists of.
+   */
+  #assertLeadsTo({ object, reader }: OpenedObject, newer: OpenedObject | null, plan: RestorePlan): void {
+    const { header, trailer } = reader;
+    const isLink =
+      newer === null
+        ? trailer.result === plan.lineage
+        : trailer.result === newer.reader.trailer.parent && header.chain === newer.reader.header.chain;
+    if (isLink && trailer.settled <= plan.index) return;
+    const subject = this.#replica.describe(object);
+    const why = isLink ? "stored object holds later changes too" : "stored object does not lead to the state after it";
+    throw new ObjectFailure({ error: new BakeliteError("replica-corrupt", why, { subject }), gone: false });
   }
 
   /** Brings what is wanted of a group into memory. */

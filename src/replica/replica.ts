@@ -20,7 +20,15 @@ export interface ReplicaOptions {
   readonly signal?: AbortSignal | undefined;
   /** Objects that are read at the same time; 48 by default. */
   readonly concurrency?: number;
+  /** With the depth `affordable`, paths with more objects than this of which nothing is known are not read whole; 2,000 by default. */
+  readonly maxProofReads?: number;
 }
+
+/**
+ * How much of a path is read before it is believed: all of it; its ends only, which is enough to show; or all of it unless that is
+ * very much, which is enough for whoever reads all of it afterwards.
+ */
+export type Depth = "whole" | "ends" | "affordable";
 
 /** A larger manifest costs more than the reads that it saves. */
 const MAX_MANIFEST_BYTES = 4 * 1024 * 1024;
@@ -132,7 +140,9 @@ export class Replica {
     for (const object of [...this.#catalog.fulls, ...this.#catalog.changeSets])
       if (this.#trailers.knowledge(object) !== "unknown") older.set(identityOf(object), object);
     this.#catalog = builder.build();
-    trailers.inherit(this.#trailers, this.#allObjects(), (object) => older.get(identityOf(object)));
+    // The first listing has nothing to inherit, and 100,000 names to compare it with.
+    const heirs = older.size === 0 ? [] : this.#allObjects();
+    trailers.inherit(this.#trailers, heirs, (object) => older.get(identityOf(object)));
     this.#trailers = trailers;
     this.#graph = null;
     this.#warnOfForeignNames();
@@ -141,15 +151,16 @@ export class Replica {
 
   /**
    * The path to the index that `pick` chooses, once enough of it has been read: all of it (`whole`), or its full backup and
-   * newest change-sets (`ends`: enough to show, since an object that settles late is a large one and rare). What is read
+   * newest change-sets (`ends`, where an object that settles late would be found: it is a large one and rare). What is read
    * may rule a path out, so this picks again until nothing new is needed; each round reads an object that no round before
    * it has read. Where an object has gone since it was listed, compacted away perhaps, this lists anew. null when `pick`
    * finds nothing.
    */
   async settle(
     pick: (graph: LineageGraph) => number | null | Promise<number | null>,
-    depth: "whole" | "ends",
+    depth: Depth,
   ): Promise<StatePath | null> {
+    await this.#readWide();
     for (;;) {
       const { version } = this.#trailers;
       const index = await pick(this.graph);
@@ -165,6 +176,20 @@ export class Replica {
       if (unknown.length === 0) return path;
       await this.#trailers.load(unknown);
     }
+  }
+
+  /** Whether everything is known that may speak against the path. */
+  isProven(path: StatePath): boolean {
+    return this.#unknownOf(path, "whole").length === 0;
+  }
+
+  /**
+   * An ordinary change-set of several states takes those between from whoever else claims them, unless it is itself of another
+   * history, and no path that is read would tell. There are next to none: a writer makes one when it cannot see what is stored.
+   */
+  async #readWide(): Promise<void> {
+    const wide = this.#catalog.levels[0]?.filter((object) => object.first < object.last) ?? [];
+    await this.#trailers.load(wide.slice(-MAX_WIDE_READS));
   }
 
   async #listAgainIfOutdated(): Promise<boolean> {
@@ -197,16 +222,22 @@ export class Replica {
     yield* this.#catalog.changeSets;
   }
 
-  #unknownOf(path: StatePath, depth: "whole" | "ends"): readonly ReplicaObject[] {
+  #unknownOf(path: StatePath, depth: Depth): readonly ReplicaObject[] {
     const isUnknown = (object: ReplicaObject) => this.#trailers.knowledge(object) === "unknown";
-    if (depth === "ends") return [path.full, ...path.changeSets.slice(-ENDS)].filter(isUnknown);
-    const objects = [path.full, ...path.changeSets];
+    const ends = [path.full, ...path.changeSets.slice(-ENDS)];
+    if (depth === "ends") return ends.filter(isUnknown);
+    const all = [path.full, ...path.changeSets];
+    const isTooMuch =
+      depth === "affordable" && all.filter(isUnknown).length > (this.options.maxProofReads ?? MAX_PROOF_READS);
+    const objects = isTooMuch ? ends : all;
+    // Whatever else ends where the path does may be of another lineage, and the other one may be ours.
+    const rivals = this.graph.stampSources(path.index);
     // An object under another seal that claims the same states may be of another lineage, and so may be all after it.
     const twins = objects.flatMap((object) => this.#catalog.twins.get(object) ?? []);
     const { contested } = this.graph;
     const followers =
       contested.size === 0 ? [] : this.#catalog.changeSets.filter((object) => contested.has(object.first - 1));
-    return [...objects, ...twins, ...followers].filter(isUnknown);
+    return [...new Set([...objects, ...rivals, ...twins, ...followers])].filter(isUnknown);
   }
 
   /** `CURRENT` and the manifests, as far as they can be read. Both are hints: whatever is wrong with them is a warning. */
@@ -275,6 +306,12 @@ const MANY_OBJECTS = 20_000;
 
 /** A destination that goes on listing what it does not have is taken at its word after so many listings. */
 const MAX_RELISTS = 5;
+
+/** Reading so many takes a fraction of a second from a disk, and a few from a bucket. */
+const MAX_PROOF_READS = 2_000;
+
+/** More than these were not made by a writer of ours. */
+const MAX_WIDE_READS = 100;
 
 /** How many of a path's newest change-sets are read to show where it ends. */
 const ENDS = 8;

@@ -1,16 +1,14 @@
 import type { TimeEpoch } from "../format/trailer.ts";
+import { upperBound } from "../util/upper-bound.ts";
 import type { ReplicaObject } from "./catalog.ts";
 import type { LineageGraph, StatePath } from "./paths.ts";
-import type { Replica } from "./replica.ts";
+import type { Depth, Replica } from "./replica.ts";
 
 /** A state that can be restored, and when its last commit was seen. */
 export interface RestorePoint {
   readonly index: number;
   readonly stampMs: number;
 }
-
-/** How much of a path is read before it is believed: all of it to restore, its ends to show. */
-export type Depth = "whole" | "ends";
 
 /** The path to the newest restore point, or null when there is none. */
 export async function newestPath(replica: Replica, depth: Depth): Promise<StatePath | null> {
@@ -36,6 +34,20 @@ export async function pathAtTime(replica: Replica, timeMs: number, depth: Depth)
   return replica.settle((graph) => new TimeSearch(replica, graph).newestAt(timeMs), depth);
 }
 
+/**
+ * For each moment the newest restore point at or before it, as `pathAtTime` finds it, or null; by the stamps alone, without a look at
+ * what leads there, which is enough to show.
+ */
+export async function indexesAtTimes(
+  replica: Replica,
+  timesMs: readonly number[],
+): Promise<readonly (number | null)[]> {
+  const search = new TimeSearch(replica, replica.graph);
+  const found: (number | null)[] = [];
+  for (const timeMs of timesMs) found.push(await search.newestAt(timeMs));
+  return found;
+}
+
 /** The first restore point after state `index`, or null. Looks at the objects that end there only. */
 export async function nextRestorePoint(replica: Replica, index: number): Promise<RestorePoint | null> {
   const path = await replica.settle(
@@ -51,16 +63,10 @@ export async function restorePointOf(replica: Replica, index: number): Promise<R
   return stampMs === null ? null : { index, stampMs };
 }
 
-/** The number of items of an ascending list that are not above `value`: the position of the first that is. */
-export function upperBound(ascending: readonly number[], value: number): number {
-  let low = 0;
-  let high = ascending.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if ((ascending[middle] ?? 0) <= value) low = middle + 1;
-    else high = middle;
-  }
-  return low;
+/** Reads what tells the stamps of the states, several at a time, so that `restorePointOf` need not read for them one by one. */
+export async function readStamps(replica: Replica, indexes: readonly number[]): Promise<void> {
+  const { graph } = replica;
+  await replica.trailers.load(indexes.flatMap((index) => preferKnown(replica, graph.stampSources(index)).slice(0, 1)));
 }
 
 /** How often a search starts again because an object that it asked turned out to be damaged. */

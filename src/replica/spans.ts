@@ -1,3 +1,4 @@
+import { upperBound } from "../util/upper-bound.ts";
 import type { ReplicaObject } from "./catalog.ts";
 
 /** The states that change-sets span. */
@@ -33,12 +34,6 @@ export class Spans {
 
   /** The highest last of all that begin at `index` or before. */
   #reach(index: number): number {
-    let [low, high] = [0, this.#firsts.length];
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if ((this.#firsts[middle] ?? 0) <= index) low = middle + 1;
-      else high = middle;
-    }
-    return this.#lasts[low - 1] ?? 0;
+    return this.#lasts[upperBound(this.#firsts, index) - 1] ?? 0;
   }
 }

@@ -1,8 +1,15 @@
-import { formatName } from "../format/names.ts";
-import { nameOf, type ReplicaObject } from "./catalog.ts";
+import { upperBound } from "../util/upper-bound.ts";
+import { keyBelow, type ReplicaObject } from "./catalog.ts";
 import type { ObjectFacts } from "./facts.ts";
 import type { Replica } from "./replica.ts";
-import { newestPath, oldestPath, pathAtTime, type RestorePoint, restorePointOf, upperBound } from "./restore-points.ts";
+import {
+  indexesAtTimes,
+  newestPath,
+  oldestPath,
+  type RestorePoint,
+  readStamps,
+  restorePointOf,
+} from "./restore-points.ts";
 
 /** What one line says of a replica. */
 export interface ReplicaSummary {
@@ -46,15 +53,15 @@ export interface ObjectSummary {
 
 /** Costs a few reads, however many objects there are. */
 export async function summarize(replica: Replica): Promise<ReplicaSummary> {
-  const { fulls, changeSets } = replica.catalog;
+  const { fulls, levels, changeSets } = replica.catalog;
   const newest = await newestPath(replica, "ends");
   const oldest = await oldestPath(replica, "ends");
   return {
     newest: newest === null ? null : await restorePointOf(replica, newest.index),
     oldest: oldest === null ? null : await restorePointOf(replica, oldest.index),
     fullBackupCount: countNames(fulls),
-    changeSetCount: countNames(changeSets),
-    storedBytes: [...fulls, ...changeSets].reduce((sum, object) => sum + object.sizeBytes, 0),
+    changeSetCount: levels.reduce((sum, level) => sum + countNames(level), 0),
+    storedBytes: [fulls, changeSets].flat().reduce((sum, object) => sum + object.sizeBytes, 0),
   };
 }
 
@@ -62,22 +69,27 @@ export async function summarize(replica: Replica): Promise<ReplicaSummary> {
 export async function summarizeFullBackups(replica: Replica): Promise<readonly FullBackupSummary[]> {
   await replica.trailers.load(replica.catalog.fulls);
   const groups = [...Map.groupBy(replica.catalog.fulls, (object) => object.first).values()];
-  const usable = groups.map((copies) => factsOfAny(replica, copies));
   const points = replica.graph.restorePoints;
+  const ranges: (readonly number[])[] = [];
   // A full backup serves the points from where it is settled to where the next one is.
-  const starts = usable.map((facts) => (facts === null ? null : upperBound(points, facts.settled - 1)));
+  let end = points.length;
+  for (const copies of groups.toReversed()) {
+    const facts = factsOfAny(replica, copies);
+    const start = facts === null ? end : Math.min(end, upperBound(points, facts.settled - 1));
+    ranges.unshift(points.slice(start, end));
+    end = start;
+  }
+  await readEnds(replica, ranges);
   const summaries: FullBackupSummary[] = [];
   for (const [i, copies] of groups.entries()) {
-    const facts = usable[i] ?? null;
-    const start = starts[i] ?? null;
-    const end = starts.slice(i + 1).find((next) => next !== null) ?? points.length;
+    const facts = factsOfAny(replica, copies);
     summaries.push({
       index: copies[0]?.first ?? 0,
       copies,
       stampMs: facts?.lastCommitMs ?? null,
       sizePages: facts?.sizePages ?? null,
       pageSizeBytes: facts?.pageSizeBytes ?? null,
-      points: start === null ? null : await summarizeRange(replica, points.slice(start, end)),
+      points: await summarizeRange(replica, ranges[i] ?? []),
     });
   }
   return summaries;
@@ -92,29 +104,64 @@ export async function summarizeAges(
   agesMs: readonly number[],
   nowMs: number,
 ): Promise<readonly AgeSummary[]> {
-  const ages: AgeSummary[] = [];
-  let end = replica.graph.restorePoints.length;
-  for (const youngerThanMs of [...agesMs, null]) {
-    const points = replica.graph.restorePoints;
-    const before = youngerThanMs === null ? null : await pathAtTime(replica, nowMs - youngerThanMs, "ends");
-    const start = Math.min(end, before === null ? 0 : upperBound(points, before.index));
-    const range = await summarizeRange(replica, points.slice(start, end));
-    if (range !== null) ages.push({ youngerThanMs, ...range });
+  const before = await indexesAtTimes(
+    replica,
+    agesMs.map((ageMs) => nowMs - ageMs),
+  );
+  const points = replica.graph.restorePoints;
+  const ranges: (readonly number[])[] = [];
+  let end = points.length;
+  for (const index of [...before, null]) {
+    const start = Math.min(end, index === null ? 0 : upperBound(points, index));
+    ranges.push(points.slice(start, end));
     end = start;
+  }
+  await readEnds(replica, ranges);
+  const ages: AgeSummary[] = [];
+  for (const [i, youngerThanMs] of [...agesMs, null].entries()) {
+    const range = await summarizeRange(replica, ranges[i] ?? []);
+    if (range !== null) ages.push({ youngerThanMs, ...range });
   }
   return ages;
 }
 
-/** Every object with what its trailer says: reads all of them. Full backups first, then by level and index. */
-export async function summarizeObjects(
-  replica: Replica,
-  onRead?: (object: ReplicaObject) => void,
-): Promise<readonly ObjectSummary[]> {
+/** Reads all objects, which makes everything that is asked afterwards exact. */
+export async function readAllObjects(replica: Replica): Promise<void> {
+  const { fulls, changeSets } = replica.catalog;
+  await replica.trailers.load([...fulls, ...changeSets]);
+}
+
+const COLLECT_EVERY_OBJECTS = 5_000;
+
+/** Every object with what is known of it. Full backups first, then by level and index. One at a time: there may be 100,000. */
+export function* summarizeObjects(replica: Replica): Generator<ObjectSummary> {
   const { fulls, levels } = replica.catalog;
-  const objects = [...fulls, ...levels.flat()];
-  await replica.trailers.load(objects, onRead);
-  const byName = Map.groupBy(objects, (object) => formatName(nameOf(object)));
-  return [...byName].map(([name, copies]) => ({ name, copies, facts: factsOfAny(replica, copies) }));
+  let given = 0;
+  for (const objects of [fulls, ...levels])
+    for (let start = 0; start < objects.length; ) {
+      const object = objects[start];
+      if (object === undefined) return;
+      // Copies at several destinations are neighbours.
+      let end = start + 1;
+      while (isCopyOf(objects[end], object)) end++;
+      const copies = objects.slice(start, end);
+      yield { name: keyBelow(object), copies, facts: factsOfAny(replica, copies) };
+      start = end;
+      // What is made of each to show it is text, and the collector by itself lets that pile up.
+      if (++given % COLLECT_EVERY_OBJECTS === 0) Bun.gc(true);
+    }
+}
+
+function isCopyOf(a: ReplicaObject | undefined, b: ReplicaObject): boolean {
+  return a !== undefined && a.first === b.first && a.last === b.last && a.seal === b.seal;
+}
+
+/** The stamps at the ends of ascending ranges, all at once: whatever is read by itself makes the graph anew. */
+async function readEnds(replica: Replica, ranges: readonly (readonly number[])[]): Promise<void> {
+  await readStamps(
+    replica,
+    ranges.flatMap((range) => range.slice(0, 1).concat(range.slice(-1))),
+  );
 }
 
 async function summarizeRange(replica: Replica, points: readonly number[]): Promise<FullBackupSummary["points"]> {
@@ -136,6 +183,13 @@ function factsOfAny(replica: Replica, copies: readonly ReplicaObject[]): ObjectF
   return null;
 }
 
+/** Of objects of one level, ascending: names that differ in more than the seal. */
 function countNames(objects: readonly ReplicaObject[]): number {
-  return new Set(objects.map((object) => `${object.level} ${object.first} ${object.last}`)).size;
+  let count = 0;
+  let before: ReplicaObject | null = null;
+  for (const object of objects) {
+    if (before === null || before.first !== object.first || before.last !== object.last) count++;
+    before = object;
+  }
+  return count;
 }

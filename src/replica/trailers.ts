@@ -40,6 +40,9 @@ export interface OpenedObject {
 const DEFAULT_CONCURRENCY = 48;
 /** Objects up to this size are fetched whole when their trailer is wanted: one request, and it would cover most of them anyway. */
 const SMALL_OBJECT_BYTES = 64 * 1024;
+/** What reading an object leaves behind is many times what is remembered of it, and the collector by itself lets it pile up. */
+const COLLECT_EVERY_OBJECTS = 2_000;
+const RECENT_LINEAGES = 1_000;
 /** Small objects that were read for planning are kept for the restore that may follow, up to this much. */
 const KEPT_BYTES = 8 * 1024 * 1024;
 
@@ -54,6 +57,8 @@ export class TrailerCache {
   readonly #problems = new Map<ReplicaObject, ObjectProblem>();
   readonly #failedDestinations = new Map<number, BakeliteError>();
   readonly #smallObjects = new Map<ReplicaObject, Uint8Array>();
+  #newestChain: string | null = null;
+  readonly #recentLineages = new Map<string, string>();
   #smallObjectBytes = 0;
   #fetchedBytes = 0;
   #version = 0;
@@ -112,11 +117,13 @@ export class TrailerCache {
   /** Reads those of `objects` of which nothing is known. Rejects only when interrupted or when no destination answers. */
   async load(objects: Iterable<ReplicaObject>, onLoaded: (object: ReplicaObject) => void = () => {}): Promise<void> {
     const waiting = [...objects].filter((object) => this.knowledge(object) === "unknown").values();
+    let loadedCount = 0;
     const work = async () => {
       for (const object of waiting) {
         if (this.knowledge(object) !== "unknown") continue;
         await this.open(object);
         onLoaded(object);
+        if (++loadedCount % COLLECT_EVERY_OBJECTS === 0) Bun.gc(true);
       }
     };
     await Promise.all(Array.from({ length: this.#options.concurrency ?? DEFAULT_CONCURRENCY }, work));
@@ -202,8 +209,21 @@ export class TrailerCache {
   #remember(object: ReplicaObject, facts: ObjectFacts): void {
     const known = this.#facts.get(object);
     if (known !== undefined && sameFacts(known, facts)) return;
-    this.#facts.set(object, facts);
+    this.#facts.set(object, this.#shareTexts(facts));
     this.#version++;
+  }
+
+  /**
+   * The same facts, with one string for all objects of a chain, and one for a lineage where an object ends and the next one begins,
+   * if the two are read one soon after the other.
+   */
+  #shareTexts(facts: ObjectFacts): ObjectFacts {
+    if (facts.chain !== this.#newestChain) this.#newestChain = facts.chain;
+    const { parent, result } = facts;
+    const known = parent === null ? undefined : this.#recentLineages.get(parent);
+    if (this.#recentLineages.size >= RECENT_LINEAGES) this.#recentLineages.clear();
+    this.#recentLineages.set(result, result);
+    return { ...facts, chain: this.#newestChain, parent: known ?? parent };
   }
 
   async #fetchSmall(object: ReplicaObject, source: ObjectSource, wholeUpToBytes: number): Promise<void> {

@@ -126,6 +126,7 @@ async function planOf({ replica, checks }: DeepInputs, path: StatePath): Promise
   }
   const { header, trailer } = opened.reader;
   return {
+    proven: true,
     index: path.index,
     stampMs: trailer.lastCommitMs,
     lineage: trailer.result,

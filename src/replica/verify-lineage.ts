@@ -1,10 +1,11 @@
 import { currentKey, manifestKey, objectKey } from "../format/names.ts";
+import { upperBound } from "../util/upper-bound.ts";
 import { keyOf, type ReplicaObject } from "./catalog.ts";
 import type { CurrentHint } from "./documents.ts";
 import type { ObjectFacts } from "./facts.ts";
 import { LineageGraph } from "./paths.ts";
 import type { Replica } from "./replica.ts";
-import { type RestorePoint, upperBound } from "./restore-points.ts";
+import type { RestorePoint } from "./restore-points.ts";
 import { contradictedBy, type Documents } from "./verify-documents.ts";
 import type { LocalState } from "./verify-local.ts";
 import type { ObjectChecks } from "./verify-objects.ts";

@@ -12,11 +12,24 @@ export interface TableColumn {
  * characters are shown as escapes.
  */
 export function formatTable(columns: readonly TableColumn[], rows: readonly (readonly string[])[]): string {
-  const lines = [columns.map((column) => column.title), ...rows].map((row) => row.map((cell) => printable(cell)));
-  const widths = columns.map((_, i) => lines.reduce((width, row) => Math.max(width, displayWidth(row[i] ?? "")), 0));
-  const renderRow = (row: readonly string[]) =>
-    columns.map((column, i) => pad(row[i] ?? "", widths[i] ?? 0, column.align)).join("  ");
-  return lines.map((row) => `${renderRow(row).trimEnd()}\n`).join("");
+  return [...formatTableLines(columns, () => rows)].join("");
+}
+
+/** As `formatTable`, line by line, for tables that are too long to stand in memory: `rows` is called twice, and gives the same each time. */
+export function* formatTableLines(
+  columns: readonly TableColumn[],
+  rows: () => Iterable<readonly string[]>,
+): Generator<string> {
+  const widths = columns.map(({ title }) => displayWidth(printable(title)));
+  for (const row of rows())
+    for (const [i, cell] of row.entries())
+      if (i < widths.length) widths[i] = Math.max(widths[i] ?? 0, displayWidth(printable(cell)));
+  const renderRow = (row: readonly string[]) => {
+    const cells = columns.map((column, i) => pad(printable(row[i] ?? ""), widths[i] ?? 0, column.align));
+    return `${cells.join("  ").trimEnd()}\n`;
+  };
+  yield renderRow(columns.map(({ title }) => title));
+  for (const row of rows()) yield renderRow(row);
 }
 
 /** Columns that the text takes on a terminal. */

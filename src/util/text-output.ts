@@ -1,6 +1,11 @@
 /** Where text for people or pipes goes: standard output, standard error, or a test. */
 export interface TextOutput {
   write(text: string): void;
+  /**
+   * Resolves when what was written before no longer stands in memory, for whoever writes very much; never rejects. Not there: nothing
+   * does.
+   */
+  drained?(): Promise<void>;
   /** A person is watching: progress, colour and tables as wide as the screen make sense. */
   readonly isTerminal: boolean;
   /** Columns of the terminal now; 80 when it is none. */

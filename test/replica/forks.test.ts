@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test";
 import { keyRing } from "../../src/format/envelope.ts";
-import { planRestore } from "../../src/replica/plan.ts";
+import { parseHeader } from "../../src/format/header.ts";
+import { carryOut, type ExplainedPlan, planRestore } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
 import { seededRandom } from "../support/random.ts";
 import { ReplicaBuilder, testKey } from "./builder.ts";
@@ -21,8 +22,9 @@ async function history(states: number): Promise<{ builder: ReplicaBuilder; backe
   return { builder, backend };
 }
 
-function open(backend: MemoryBackend, seal = "p"): Promise<Replica> {
-  return Replica.open({ database: "app", backends: [backend], keys: keyRing([key]), seal, acceptPlaintext: true });
+function open(backend: MemoryBackend, seal = "p", rest: { readonly maxProofReads?: number } = {}): Promise<Replica> {
+  const keys = keyRing([key]);
+  return Replica.open({ database: "app", backends: [backend], keys, seal, acceptPlaintext: true, ...rest });
 }
 
 async function restores(replica: Replica, builder: ReplicaBuilder, index: number): Promise<boolean> {
@@ -80,6 +82,15 @@ test("states that a change-set of ours steps over belong to somebody else", asyn
   expect(replica.graph.forks.map((object) => object.first)).toEqual([6]);
 });
 
+test("what a second writer merged into one step of several is not taken for the state at which both end", async () => {
+  const { builder, backend } = await history(5);
+  for (let i = 0; i < 5; i++) await builder.storeChangeSet(builder.commitRandom(2).index);
+  await builder.storeFork({ kind: "change-set", level: 0, first: 6, last: 8, seal: "p" });
+  // By names alone it is the shortest way to 8, and takes 6 and 7 from us.
+  for (let index = 1; index <= 10; index++)
+    expect([index, await restores(await open(backend), builder, index)]).toEqual([index, true]);
+});
+
 test("states before a gap stay restorable, and what follows the gap is not", async () => {
   const { builder, backend } = await history(9);
   await builder.compact(2, 3, 7);
@@ -107,6 +118,73 @@ test("an older full backup and a longer run stand in for a damaged one, and the 
     expect.stringMatching(/walked around memory\/app\/full\/0{15}4\.p: .*older full backup 1 and 4 change-sets/),
   ]);
   expect(Buffer.compare((await layInMemory(replica, plan)).file, builder.fileOf(5))).toBe(0);
+});
+
+test("damage that shows only when pages are read fails the restore, naming the newest restore point that is left", async () => {
+  const { builder, backend } = await history(5);
+  const newest = "app/L0/0000000000000005-0000000000000005.p";
+  backend.flip(newest, parseHeader(backend.objects.get(newest) ?? new Uint8Array()).headerBytes + 20);
+  const replica = await open(backend);
+  await expect(carryOut(replica, { kind: "latest" }, (plan) => layInMemory(replica, plan))).rejects.toMatchObject({
+    code: "replica-corrupt",
+    message: expect.stringContaining("cannot restore state 5"),
+    subject: expect.stringContaining(newest),
+    hint: expect.stringContaining("--timestamp 2026-01-01T00:00:03.000Z (state 4)"),
+  });
+  expect(await restores(await open(backend), builder, 4)).toBe(true);
+});
+
+/** Restores the latest state with a plan that is proven only while it is carried out. Each plan that was tried. */
+async function restoreUnproven(backend: MemoryBackend, builder: ReplicaBuilder): Promise<readonly ExplainedPlan[]> {
+  const replica = await open(backend, "p", { maxProofReads: 10 });
+  const plans: ExplainedPlan[] = [];
+  const { plan, result } = await carryOut(replica, { kind: "latest" }, (planned) => {
+    plans.push(planned);
+    return layInMemory(replica, planned);
+  });
+  expect(plan).toBe(plans.at(-1) ?? plan);
+  expect(Buffer.compare(result.file, builder.fileOf(plan.index))).toBe(0);
+  return plans;
+}
+
+test("with very many objects a plan reads few of them, and is proven while it is carried out", async () => {
+  const { builder, backend } = await history(60);
+  const [plan, ...others] = await restoreUnproven(backend, builder);
+  expect([plan?.proven, plan?.index, plan?.changeSets.length, others]).toEqual([false, 60, 59, []]);
+});
+
+/** Another database's life under the same names, as a folder that was copied over ours leaves it at state `index`. */
+async function replaceByStranger(backend: MemoryBackend, index: number): Promise<void> {
+  const other = new MemoryBackend();
+  const stranger = new ReplicaBuilder({ backends: [other], random: seededRandom(99) });
+  stranger.beginChain([stranger.randomImage()]);
+  for (let i = 1; i < index; i++) await stranger.storeChangeSet(stranger.commitRandom(1).index);
+  const [key, bytes] = [...other.objects].at(-1) ?? [];
+  if (key === undefined || bytes === undefined || !backend.objects.has(key)) throw new Error("no such object");
+  backend.objects.set(key, bytes);
+}
+
+test("an object of another history on an unproven way is found out, and the state before it restored", async () => {
+  const { builder, backend } = await history(20);
+  // What nothing newer writes again has to come from before the stranger.
+  for (let i = 0; i < 40; i++)
+    await builder.storeChangeSet(builder.commit(new Map([[1, builder.randomImage()]])).index);
+  await replaceByStranger(backend, 41);
+  const plans = await restoreUnproven(backend, builder);
+  expect(plans.map(({ index, proven }) => [index, proven])).toEqual([
+    [60, false],
+    [40, true],
+  ]);
+  expect(plans.at(-1)?.notes).toEqual([
+    expect.stringContaining("change-sets up to state 60 are stored, but the way from state 40"),
+  ]);
+});
+
+test("where newer objects hold every page, what lies before them need not be sound", async () => {
+  const { builder, backend } = await history(60);
+  await replaceByStranger(backend, 21);
+  const plans = await restoreUnproven(backend, builder);
+  expect(plans.map(({ index, proven }) => [index, proven])).toEqual([[60, false]]);
 });
 
 test("while a new chain has no full backup the old chain's newest state is restored, with a note", async () => {

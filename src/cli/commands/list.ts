@@ -1,5 +1,6 @@
 import type { DatabaseConfig } from "../../config/types.ts";
 import { PLAINTEXT_SEAL } from "../../format/names.ts";
+import { isEmpty } from "../../replica/catalog.ts";
 import { openConfiguredReplica } from "../../replica/configured.ts";
 import type { ObjectFacts } from "../../replica/facts.ts";
 import { type PrunePreview, previewPrune } from "../../replica/maintain.ts";
@@ -11,6 +12,7 @@ import {
   type FullBackupSummary,
   type ObjectSummary,
   type ReplicaSummary,
+  readAllObjects,
   summarize,
   summarizeAges,
   summarizeFullBackups,
@@ -21,7 +23,7 @@ import { formatDuration } from "../../util/durations.ts";
 import { BakeliteError, describeError } from "../../util/errors.ts";
 import { printable } from "../../util/printable.ts";
 import { Semaphore } from "../../util/semaphore.ts";
-import { formatTable, type TableColumn } from "../../util/table.ts";
+import { formatTable, formatTableLines, type TableColumn } from "../../util/table.ts";
 import { formatTimestamp, formatTimestampAndAgo } from "../../util/timestamps.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { errorDocument, failureOfPart } from "../failed-part.ts";
@@ -125,36 +127,33 @@ interface Details {
   readonly marks: readonly MarkedState[];
   /** null: too much would have to be read to tell. */
   readonly nextPrune: readonly PrunePreview[] | null;
-  /** null without --verbose. */
-  readonly objects: readonly ObjectSummary[] | null;
 }
 
 async function listDatabase(context: CommandContext, database: DatabaseConfig): Promise<void> {
   const replica = await openConfiguredReplica(database, { signal: context.signal });
   // All objects first, where they are shown: what is then known makes the rest exact.
-  const objects = context.flags.verbose ? await summarizeObjects(replica) : null;
+  if (context.flags.verbose) await readAllObjects(replica);
   const details: Details = {
     replica,
-    objects,
     summary: await summarize(replica),
     fullBackups: await summarizeFullBackups(replica),
     ages: await summarizeAges(replica, AGES_MS, context.clock.nowMs()),
     marks: await readMarks(replica),
     nextPrune: await previewUnlessLarge(context, database, replica),
   };
-  if (context.flags.json) writeJson(context, databaseDocument(details));
-  else writeDatabase(context, details);
+  if (context.flags.json) await writeDocument(context, details);
+  else await writeDatabase(context, details);
 }
 
 /** More change-sets than these: their trailers, which tell what merged ones stand for, take long to read. */
 const MAX_PREVIEWED = 5_000;
 
 async function previewUnlessLarge(
-  { flags, clock, signal, env }: CommandContext,
+  { clock, signal, env }: CommandContext,
   database: DatabaseConfig,
   { catalog }: Replica,
 ): Promise<readonly PrunePreview[] | null> {
-  if (catalog.changeSets.length > MAX_PREVIEWED && !flags.verbose) return null;
+  if (catalog.changeSets.length > MAX_PREVIEWED) return null;
   try {
     return await previewPrune(database, { nowMs: clock.nowMs(), signal, stateDirectory: env["BAKELITE_STATE_DIR"] });
   } catch (error) {
@@ -164,8 +163,8 @@ async function previewUnlessLarge(
   }
 }
 
-function writeDatabase({ stdout, stderr, clock }: CommandContext, details: Details): void {
-  const { replica, summary, objects } = details;
+async function writeDatabase({ stdout, stderr, clock, flags }: CommandContext, details: Details): Promise<void> {
+  const { replica, summary } = details;
   const nowMs = clock.nowMs();
   const places = replica.options.backends.map((backend) => backend.location).join(", ");
   stdout.write(
@@ -180,7 +179,10 @@ function writeDatabase({ stdout, stderr, clock }: CommandContext, details: Detai
   if (details.fullBackups.length > 0) stdout.write(`\n${fullBackupTable(details.fullBackups, nowMs)}`);
   if (details.ages.length > 0) stdout.write(`\n${ageTable(details.ages)}`);
   if (details.marks.length > 0) stdout.write(`\n${markTable(details.marks, nowMs)}`);
-  if (objects !== null && objects.length > 0) stdout.write(`\n${objectTable(replica, objects)}`);
+  if (flags.verbose && !isEmpty(replica.catalog)) {
+    stdout.write("\n");
+    await writePieces(stdout, objectTable(replica));
+  }
   stdout.write(`\n${nextPruneLines(details, nowMs).join("\n")}\n`);
   for (const warning of replica.warnings) stderr.write(`note: ${printable(warning)}\n`);
 }
@@ -255,7 +257,7 @@ function spacingOf({ count, oldest, newest }: AgeSummary): number | null {
     : Math.round((newest.stampMs - oldest.stampMs) / (count - 1));
 }
 
-function objectTable(replica: Replica, objects: readonly ObjectSummary[]): string {
+function objectTable(replica: Replica): Generator<string> {
   const columns: readonly TableColumn[] = [
     { title: "OBJECT" },
     { title: "LEVEL", align: "right" },
@@ -268,11 +270,15 @@ function objectTable(replica: Replica, objects: readonly ObjectSummary[]): strin
     { title: "ENCRYPTED" },
     { title: "NOTE" },
   ];
-  const rows = objects.map((object) => {
+  return formatTableLines(columns, () => objectRows(replica));
+}
+
+function* objectRows(replica: Replica): Generator<readonly string[]> {
+  for (const object of summarizeObjects(replica)) {
     const { name, copies, facts } = object;
     const [copy] = copies;
-    if (copy === undefined) return [];
-    return [
+    if (copy === undefined) continue;
+    yield [
       name,
       copy.kind === "full" ? "" : `${copy.level}`,
       copy.first === copy.last ? `${copy.first}` : `${copy.first}-${copy.last}`,
@@ -284,8 +290,7 @@ function objectTable(replica: Replica, objects: readonly ObjectSummary[]): strin
       copy.seal === PLAINTEXT_SEAL ? "no" : `key ${copy.seal}`,
       objectNotes(replica, object).join("; "),
     ];
-  });
-  return formatTable(columns, rows);
+  }
 }
 
 function rawSize(facts: ObjectFacts | null): string {
@@ -315,15 +320,7 @@ function objectNotes(replica: Replica, { copies }: ObjectSummary): readonly stri
   return notes;
 }
 
-function databaseDocument({
-  replica,
-  summary,
-  fullBackups,
-  ages,
-  marks,
-  nextPrune,
-  objects,
-}: Details): Record<string, unknown> {
+function databaseDocument({ replica, summary, fullBackups, ages, marks, nextPrune }: Details): Record<string, unknown> {
   return {
     name: replica.database,
     destinations: replica.options.backends.map((backend) => backend.location),
@@ -352,7 +349,6 @@ function databaseDocument({
       time: mark === null ? null : formatTimestamp(mark.stampMs),
     })),
     next_prune: nextPrune === null ? null : nextPrune.map(nextPruneDocument),
-    ...(objects === null ? {} : { objects: objects.map((object) => objectDocument(replica, object)) }),
     warnings: replica.warnings,
   };
 }
@@ -425,4 +421,40 @@ function plural(count: number, noun: string): string {
 
 function writeJson({ stdout }: CommandContext, document: unknown): void {
   stdout.write(`${JSON.stringify(document, null, 2)}\n`);
+}
+
+/** With `--verbose` object by object: the text of 100,000 is larger than all else that this command needs. */
+async function writeDocument(context: CommandContext, details: Details): Promise<void> {
+  const document = databaseDocument(details);
+  if (context.flags.verbose) await writePieces(context.stdout, withObjects(document, details.replica));
+  else writeJson(context, document);
+}
+
+/** What `JSON.stringify` would write of the document with its `objects`. */
+function* withObjects(document: Record<string, unknown>, replica: Replica): Generator<string> {
+  yield JSON.stringify(document, null, 2).replace(/\n\}$/, ',\n  "objects": [');
+  let separator = "\n";
+  for (const object of summarizeObjects(replica)) {
+    yield separator + JSON.stringify(objectDocument(replica, object), null, 2).replaceAll(/^/gm, "    ");
+    separator = ",\n";
+  }
+  yield separator === "\n" ? "]\n}\n" : "\n  ]\n}\n";
+}
+
+const PIECE_CHARACTERS = 1_000_000;
+
+/** Writes many short texts as few long ones, each when the one before it is out of memory. */
+async function writePieces(stdout: CommandContext["stdout"], texts: Iterable<string>): Promise<void> {
+  let piece: string[] = [];
+  let characters = 0;
+  for (const text of texts) {
+    piece.push(text);
+    characters += text.length;
+    if (characters < PIECE_CHARACTERS) continue;
+    stdout.write(piece.join(""));
+    await stdout.drained?.();
+    piece = [];
+    characters = 0;
+  }
+  stdout.write(piece.join(""));
 }
