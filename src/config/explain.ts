@@ -57,6 +57,7 @@ const SECRETS: ReadonlySet<string> = new Set([
   "sas_token",
   "password",
   "key_passphrase",
+  "heartbeat_url",
 ]);
 
 /** What is in force for each key and where it comes from. `toml` is the text that `config` was made of. Pure. */
@@ -126,6 +127,8 @@ function daemonValues(daemon: DaemonConfig): Values<DaemonTable> {
     db: daemon.db ?? null,
     log_level: daemon.logLevel,
     log_format: daemon.logFormat,
+    heartbeat_url: null,
+    heartbeat_interval: duration(daemon.heartbeatIntervalMs),
   };
 }
 
@@ -306,8 +309,7 @@ const SIZE_UNITS = [
 ] as const;
 
 /** Whether a secret stands in the file itself: one that comes from the environment does not. */
-export function holdsSecrets({ databases }: ExplainedConfig): boolean {
-  return databases.some(({ backends }) =>
-    backends.flat().some(({ isSecret, variables }) => isSecret && variables.length === 0),
-  );
+export function holdsSecrets({ daemon, databases }: ExplainedConfig): boolean {
+  const keys = [...daemon, ...databases.flatMap(({ backends }) => backends.flat())];
+  return keys.some(({ isSecret, variables }) => isSecret && variables.length === 0);
 }

@@ -30,7 +30,13 @@ export function parseConfig(
   const parsed = documentOf(toml, sourcePath);
   if (isTable(parsed) && Object.keys(parsed).length === 0)
     throw invalid(
-      [{ line: 1, column: 1, message: "nothing is in it; it needs at least one [[database]]" }],
+      [
+        {
+          line: 1,
+          column: 1,
+          message: "nothing is in it; it needs at least one [[database]], which `bakelite init` writes",
+        },
+      ],
       sourcePath,
     );
   const { document, problems: unset } = interpolateDocument(parsed, env);

@@ -15,6 +15,8 @@ export function resolveDaemon(table: DaemonTable): DaemonConfig {
     db: table.db,
     logLevel: table.log_level ?? "info",
     logFormat: table.log_format ?? "text",
+    heartbeatUrl: table.heartbeat_url,
+    heartbeatIntervalMs: table.heartbeat_interval ?? MINUTE_MS,
   };
 }
 

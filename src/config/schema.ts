@@ -7,6 +7,7 @@ import {
   byteSize,
   databaseName,
   duration,
+  heartbeatUrl,
   integer,
   listenAddress,
   oneOf,
@@ -24,6 +25,8 @@ export const daemonSchema = z.strictObject(
     db: databaseName.optional(),
     log_level: oneOf(["error", "warn", "info", "debug"]).optional(),
     log_format: oneOf(["text", "json"]).optional(),
+    heartbeat_url: heartbeatUrl.optional(),
+    heartbeat_interval: positiveDuration.optional(),
   },
   table,
 );

@@ -21,6 +21,9 @@ export interface DaemonConfig {
   readonly db: string | undefined;
   readonly logLevel: LogLevel;
   readonly logFormat: "text" | "json";
+  /** Called while every database is well; a secret. undefined: none. */
+  readonly heartbeatUrl: string | undefined;
+  readonly heartbeatIntervalMs: number;
 }
 
 /** What `[defaults]` sets for every database and a `[[database]]` may set for itself. */

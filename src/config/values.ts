@@ -104,6 +104,13 @@ export const httpUrl = parsed('a URL such as "https://s3.example.com"', (input) 
   return isPlain ? url.href.replace(/\/+$/, "") : undefined;
 });
 
+/** An http or https URL to call as it is. It may say who calls, and so is a secret; user and password are not sent, and refused. */
+export const heartbeatUrl = string('a URL such as "https://heartbeat.example/your-id"', (value) => {
+  if (!URL.canParse(value) || /[\s\p{Cc}]/u.test(value)) return false;
+  const { protocol, username, password } = new URL(value);
+  return /^https?:$/.test(protocol) && username + password === "";
+});
+
 export const listenAddress = parsed(LISTEN_ADDRESS_FORMS, (input) =>
   typeof input === "string" ? parseListenAddress(input) : undefined,
 );

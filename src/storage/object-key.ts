@@ -12,6 +12,16 @@ export function assertObjectKey(key: string): void {
   assertNames(key.split("/"), key);
 }
 
+/** Whether `assertObjectKey` would pass: what others put beside our objects may have any name. */
+export function isObjectKey(key: string): boolean {
+  try {
+    assertObjectKey(key);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** Asserts that a prefix is empty or the beginning of a key; it may end anywhere in a name or after a `/`. */
 export function assertKeyPrefix(prefix: string): void {
   assert(Buffer.byteLength(prefix) <= MAX_KEY_BYTES, "a key prefix has at most 1,024 bytes");

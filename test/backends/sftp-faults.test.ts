@@ -5,7 +5,7 @@ import type { Backend } from "../../src/storage/backend.ts";
 import { withRetry } from "../../src/storage/retry.ts";
 import { FaultProxy } from "../faults/proxy.ts";
 import { runProgram } from "../servers/programs.ts";
-import { type SshdServer, sftpServerPath, startSshd } from "../servers/sshd.ts";
+import { openTable, type SshdServer, sftpServerPath, startSshd } from "../servers/sshd.ts";
 import { eventually, withDeadline } from "../support/eventually.ts";
 import { bytesOf, collect, generated, keysOf, text, textOf } from "./conformance.ts";
 
@@ -17,11 +17,8 @@ beforeAll(async () => {
 });
 afterAll(() => server[Symbol.asyncDispose]());
 
-/** Another name in known_hosts for the proxy's port, and a backend that goes through it. */
 async function through(proxy: FaultProxy, path: string, timeout: string): Promise<Backend> {
-  const known = server.file(`known-${proxy.port}`);
-  await writeFile(known, `[127.0.0.1]:${proxy.port} ${await server.hostKey("ed25519")}\n`);
-  return server.open(path, { port: proxy.port, known_hosts: known, timeout });
+  return openTable(await server.tableThrough(proxy.port, path, { timeout }));
 }
 
 function patiently(backend: Backend): Backend {

@@ -4,6 +4,7 @@ import { BakeliteError } from "../../src/util/errors.ts";
 import { freePorts, runProgram, ServerProcess } from "../servers/programs.ts";
 import { openTable, PASSPHRASE, type SshdServer, startSshd } from "../servers/sshd.ts";
 import { eventually } from "../support/eventually.ts";
+import { text, textOf } from "./conformance.ts";
 
 let server: SshdServer;
 beforeAll(async () => {
@@ -31,6 +32,9 @@ describe("logging in to an SFTP server", () => {
   test("by a key, a locked key, and an RSA key", async () => {
     expect(await failureWith({})).toBeNull();
     expect(await failureWith({ key_file: server.lockedKey, key_passphrase: PASSPHRASE })).toBeNull();
+    await writeFile(server.file("passphrase"), `${PASSPHRASE}\n`);
+    const passphraseFile = { key_passphrase_file: server.file("passphrase") };
+    expect(await failureWith({ key_file: server.lockedKey, ...passphraseFile })).toBeNull();
     expect(await failureWith({ key_file: server.file("id_rsa") })).toBeNull();
   });
 
@@ -61,6 +65,21 @@ describe("logging in to an SFTP server", () => {
     expect(failure?.subject).toStartWith(`sftp://${server.user}@127.0.0.1:${server.port}/`);
   });
 
+  const isRoot = process.geteuid?.() === 0;
+  test.skipIf(!isRoot)("by a password, of the configuration or of a file (needs root, for a user)", async () => {
+    await using own = await startSshd({ password: "hunter2" });
+    await writeFile(own.file("password"), "hunter2\n");
+    const login = { user: own.passwordUser, key_file: undefined };
+    const path = own.newPath();
+    await own.open(path, { ...login, password: "hunter2" }).put("app/a", text("a"));
+    const byFile = own.open(path, { ...login, password_file: own.file("password") });
+    expect(await textOf(byFile, "app/a")).toBe("a");
+    await expect(own.open(path, { ...login, password: "hunter3" }).stat("app/a")).rejects.toMatchObject({
+      code: "storage-denied",
+      message: expect.stringContaining("the password was refused"),
+    });
+  });
+
   test("a password is in no message", async () => {
     await writeFile(server.file("password"), "hunter2\n");
     for (const more of [{ password: "hunter2" }, { password_file: server.file("password") }]) {
@@ -73,6 +92,16 @@ describe("logging in to an SFTP server", () => {
   test.each([
     ["locked, without a passphrase", () => ({ key_file: server.lockedKey }), "is locked with a passphrase"],
     ["a wrong passphrase", () => ({ key_file: server.lockedKey, key_passphrase: "x" }), "does not unlock"],
+    [
+      "a file with a wrong passphrase",
+      () => ({ key_file: server.lockedKey, key_passphrase_file: server.knownHosts }),
+      "`key_passphrase_file` does not unlock",
+    ],
+    [
+      "a passphrase file that is not there",
+      () => ({ key_file: server.lockedKey, key_passphrase_file: "/nowhere/passphrase" }),
+      "`key_passphrase_file` cannot be read",
+    ],
     ["the public part", () => ({ key_file: `${server.key}.pub` }), "no private key"],
     ["not a key", () => ({ key_file: server.knownHosts }), "no key that can be read"],
     ["a key file that is not there", () => ({ key_file: "/nowhere/key" }), "`key_file` cannot be read"],

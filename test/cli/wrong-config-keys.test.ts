@@ -123,6 +123,9 @@ const SETTINGS: Readonly<Record<string, Kind>> = {
   convert_to_wal: flag,
 };
 
+/** What lies in the archive takes hours to become readable. */
+const tier: Kind = { ...oneOf("Hot", "Cool", "Cold"), wrong: ['"Archive"', '"archive"', '"hot"', "5", '""'] };
+
 const COMMON: Readonly<Record<string, Kind>> = {
   async: flag,
   timeout: positive,
@@ -153,7 +156,16 @@ const BACKENDS: Readonly<Record<keyof typeof backendTables, Readonly<Record<stri
     ca_file: path,
     ...COMMON,
   },
-  gcs: { bucket: word, prefix, service_account_file: path, endpoint: url, ...COMMON },
+  gcs: {
+    bucket: word,
+    prefix,
+    service_account_file: path,
+    storage_class: word,
+    change_set_storage_class: word,
+    endpoint: url,
+    ca_file: path,
+    ...COMMON,
+  },
   azure: {
     account: word,
     container: word,
@@ -163,7 +175,10 @@ const BACKENDS: Readonly<Record<keyof typeof backendTables, Readonly<Record<stri
     sas_token: text,
     sas_token_file: path,
     managed_identity_client_id: text,
+    storage_class: tier,
+    change_set_storage_class: tier,
     endpoint: url,
+    ca_file: path,
     ...COMMON,
   },
   sftp: {
@@ -173,6 +188,7 @@ const BACKENDS: Readonly<Record<keyof typeof backendTables, Readonly<Record<stri
     path: text,
     key_file: path,
     key_passphrase: text,
+    key_passphrase_file: path,
     password: text,
     password_file: path,
     known_hosts: path,
@@ -204,6 +220,7 @@ function besides(key: string): {
     case "sse_kms_key_id":
       return { with: { sse: '"aws:kms"' }, without: [] };
     case "key_passphrase":
+    case "key_passphrase_file":
       return { with: { key_file: '"/k"' }, without: ["password"] };
     case "key_file":
     case "password_file":
@@ -258,6 +275,19 @@ const PLACES: readonly Place[] = [
       db: name,
       log_level: oneOf("error", "warn", "info", "debug"),
       log_format: oneOf("text", "json"),
+      heartbeat_url: {
+        right: '"https://heartbeat.example/some-id?status=up"',
+        wrong: [
+          ...NO_TEXT,
+          '"host.example/id"',
+          '"file:///etc/passwd"',
+          '"https://user:pass@host/id"',
+          '"https://h/a b"',
+          '""',
+        ],
+        says: 'must be a URL such as "https://heartbeat.example/your-id"',
+      },
+      heartbeat_interval: positive,
     },
     toml: (key, value) => written("\n[daemon]\n", key, value, `${DATABASE}${BACKEND}`, {}),
   },

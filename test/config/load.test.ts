@@ -56,6 +56,8 @@ describe("defaults", () => {
         db: undefined,
         logLevel: "info",
         logFormat: "text",
+        heartbeatUrl: undefined,
+        heartbeatIntervalMs: 60_000,
       },
       databases: [
         {
@@ -126,6 +128,8 @@ max_concurrent_snapshots = 4
 db = "app"
 log_level = "debug"
 log_format = "json"
+heartbeat_url = "https://heartbeat.example/id?status=up"
+heartbeat_interval = "5m"
 ${MINIMAL}`;
     expect(parse(toml).daemon).toEqual({
       metricsAddress: { host: "::1", port: 9_090 },
@@ -133,6 +137,8 @@ ${MINIMAL}`;
       db: "app",
       logLevel: "debug",
       logFormat: "json",
+      heartbeatUrl: "https://heartbeat.example/id?status=up",
+      heartbeatIntervalMs: 300_000,
     });
   });
 
@@ -357,12 +363,12 @@ name = "app"
 
   test("an unknown key without a near one lists the accepted keys", () => {
     expect(problemsOf(`[daemon]\nfrobnicate = 1\n${MINIMAL}`)).toEqual([
-      "2:1: unknown key `frobnicate` in [daemon]; accepted: metrics_addr, max_concurrent_snapshots, db, log_level, log_format",
+      "2:1: unknown key `frobnicate` in [daemon]; accepted: metrics_addr, max_concurrent_snapshots, db, log_level, log_format, heartbeat_url, heartbeat_interval",
     ]);
   });
 
   test.each([
-    ["", "1:1: nothing is in it; it needs at least one [[database]]"],
+    ["", "1:1: nothing is in it; it needs at least one [[database]], which `bakelite init` writes"],
     ["[daemon]\n", "1:1: the file needs `database`, which must be given as [[database]]"],
     ["database = []", "1:1: `database` must have at least one entry"],
     ["[database]\nname = 'x'", "1:1: `database` must be given as [[database]]"],

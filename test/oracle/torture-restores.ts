@@ -118,11 +118,11 @@ export class Restorer {
     }
   }
 
-  async open(): Promise<Replica> {
-    const { openReplica, database, sealKey } = this.#options;
+  async open(backend: Backend = this.#options.openReplica()): Promise<Replica> {
+    const { database, sealKey } = this.#options;
     return await Replica.open({
       database,
-      backends: [openReplica()],
+      backends: [backend],
       keys: sealKey === null ? emptyKeyRing : keyRing([sealKey]),
       seal: sealKey?.fingerprint ?? PLAINTEXT_SEAL,
       acceptPlaintext: sealKey === null,
@@ -130,8 +130,8 @@ export class Restorer {
   }
 
   /** Every restore point, as all trailers together tell it. */
-  async restorePoints(): Promise<readonly number[]> {
-    const replica = await this.open();
+  async restorePoints(backend?: Backend): Promise<readonly number[]> {
+    const replica = await this.open(backend);
     await replica.trailers.load([...replica.catalog.fulls, ...replica.catalog.changeSets]);
     return replica.graph.restorePoints;
   }

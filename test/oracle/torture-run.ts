@@ -2,8 +2,10 @@
 // seeds that follow. Ends with status 1 at the first thing that is wrong.
 import { parseArgs } from "node:util";
 import type { Setting } from "./daemon-process.ts";
+import { tortureLockStep } from "./lock-step-torture.ts";
 import { describeReport, type TortureOptions, torture } from "./torture.ts";
 import { isRoleName, type RoleName } from "./torture-cast.ts";
+import { DESTINATION_KINDS, type DestinationKind } from "./torture-destination.ts";
 
 const { values } = parseArgs({
   options: {
@@ -18,8 +20,12 @@ const { values } = parseArgs({
     "target-bytes": { type: "string" },
     /** Bytes that the database has from the beginning. */
     ballast: { type: "string", default: "0" },
-    /** To a real S3 server behind a line with faults and outages, instead of a directory. */
-    s3: { type: "boolean", default: false },
+    /** `file`, or a server behind a line with faults and outages: `s3`, `gcs`, `azure`, `sftp`. */
+    to: { type: "string", default: "file" },
+    /** With a background mirror in a directory besides. */
+    mirror: { type: "boolean", default: false },
+    /** Three destinations in lock-step (with `--to s3` one of them is a real S3 server), of which one after the other fails. */
+    destinations: { type: "boolean", default: false },
     encrypted: { type: "boolean", default: false },
     /** The compiled program instead of the source. */
     executable: { type: "boolean", default: false },
@@ -45,6 +51,10 @@ async function run(): Promise<void> {
   for (let i = 0; i < wholeNumber("runs", values.runs); i++) {
     const startedMs = performance.now();
     const since = () => `${((performance.now() - startedMs) / 1000).toFixed(1)} s`;
+    if (values.destinations) {
+      await runLockStep((firstSeed + i) >>> 0, since);
+      continue;
+    }
     const options = readOptions((firstSeed + i) >>> 0);
     const report = await torture({
       ...options,
@@ -53,6 +63,20 @@ async function run(): Promise<void> {
     });
     console.log(describeReport(report));
   }
+}
+
+async function runLockStep(seed: number, since: () => string): Promise<void> {
+  const report = await tortureLockStep({
+    seed,
+    seconds: wholeNumber("seconds", values.seconds),
+    kills: wholeNumber("kills", values.kills),
+    writers: wholeNumber("writers", values.writers),
+    s3: values.to === "s3",
+    program: values.executable ? "executable" : "source",
+    signal: interrupted.signal,
+    ...(values.verbose ? { tell: (what) => console.error(`${since()}  ${what}`) } : {}),
+  });
+  console.log(JSON.stringify(report));
 }
 
 function readOptions(seed: number): TortureOptions {
@@ -70,8 +94,9 @@ function readOptions(seed: number): TortureOptions {
     },
     settings: Object.fromEntries(values.set.map(setting)),
     ballastBytes: wholeNumber("ballast", values.ballast),
+    mirror: values.mirror,
     encrypted: values.encrypted,
-    destination: values.s3 ? "s3" : "file",
+    destination: destination(values.to),
     program: values.executable ? "executable" : "source",
   };
 }
@@ -80,6 +105,12 @@ function wholeNumber(name: string, text: string): number {
   const value = Number(text);
   if (!Number.isInteger(value) || value < 0) throw new Error(`--${name} is ${text}, and must be a whole number`);
   return value;
+}
+
+function destination(text: string): DestinationKind {
+  const kind = DESTINATION_KINDS.find((each) => each === text);
+  if (kind !== undefined) return kind;
+  throw new Error(`--to is ${text}, and must be one of ${DESTINATION_KINDS.join(", ")}`);
 }
 
 function writers(text: string): number | readonly RoleName[] {

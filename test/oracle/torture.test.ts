@@ -46,12 +46,13 @@ test(
 );
 
 test(
-  "full backups that begin between two change-sets hold no image that is gone again when the next one is encoded",
+  "full backups that begin between two change-sets hold no image that is gone again when the next one is encoded, and a mirror holds the same",
   async () => {
     const report = await tortured({
       seconds: 8,
       writers: ["normal", "python"],
       kills: 0,
+      mirror: true,
       settings: { debounce: "300ms", max_batch_delay: "600ms", max_wal_size: "64KiB", snapshot_interval: "1s" },
     });
     expect(report.fullBackups["interval"]).toBeGreaterThan(1);

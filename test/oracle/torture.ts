@@ -1,7 +1,11 @@
 import { mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { deriveSealKey, formatKeyText, type SealKey } from "../../src/format/envelope.ts";
+import { statePaths } from "../../src/state/layout.ts";
+import { readMirrorStatus } from "../../src/state/mirror-status.ts";
+import { FileBackend } from "../../src/storage/file.ts";
 import { compareFiles } from "../sqlite/hammer.ts";
+import { eventually } from "../support/eventually.ts";
 import { pythonPath } from "../support/python.ts";
 import { type Random, seededRandom } from "../support/random.ts";
 import { type TemporaryDirectory, temporaryDirectory } from "../support/temporary-directory.ts";
@@ -19,7 +23,7 @@ import {
 import { compareLogical } from "./grade.ts";
 import type { WriterSpec } from "./protocol.ts";
 import { Cast, type RoleName, rolesFor } from "./torture-cast.ts";
-import { openTortureDestination, type TortureDestination } from "./torture-destination.ts";
+import { type DestinationKind, openTortureDestination, type TortureDestination } from "./torture-destination.ts";
 import { type Graded, Restorer } from "./torture-restores.ts";
 
 export interface TortureOptions {
@@ -47,9 +51,11 @@ export interface TortureOptions {
   readonly program?: Program;
   /** With this the replica is sealed. */
   readonly encrypted?: boolean;
-  /** Where it ships to: a directory by default; "s3" is a real server behind a line with faults and outages. */
-  readonly destination?: "file" | "s3";
-  /** Outages of some seconds, with "s3"; one for each 15 s if not given. */
+  /** Where it ships to: a directory by default; the others are servers behind a line with faults and outages. */
+  readonly destination?: DestinationKind;
+  /** A background mirror in a directory besides, which must hold the same at the end. */
+  readonly mirror?: boolean;
+  /** Outages of some seconds, but for "file"; one for each 15 s if not given. */
   readonly outages?: number;
   /** One after the other, with about this much time between two. */
   readonly restoreEveryMs?: number;
@@ -108,6 +114,8 @@ const MAX_OUTAGE_MS = 5000;
 
 /** What a daemon may say above `info` although nothing is wrong with it. */
 const HARMLESS = [
+  // Whatever it reads from has outages, and it is killed and stopped with all the rest.
+  "cannot fill the mirror; trying again",
   // SQLite 3.40, which Python brings on Debian 12; see `savepointSpills`.
   "the application's SQLite commits WAL frames with wrong checksums; they are backed up, but a crash would lose them locally",
 ];
@@ -168,10 +176,11 @@ class TortureRun implements AsyncDisposable {
     this.#directory = directory;
     this.#cast = cast;
     const databasePath = databasePathIn(directory);
+    const mirrors = options.mirror === true ? [{ type: "file", path: directory.file("mirror"), async: true }] : [];
     this.#daemonOptions = {
       configPath: configPathIn(directory.path),
-      databases: [{ name: NAME, path: databasePath, replicas: [], destinations: [destination.table] }],
-      settings: options.settings ?? {},
+      databases: [{ name: NAME, path: databasePath, replicas: [], destinations: [destination.table, ...mirrors] }],
+      settings: { ...(options.mirror === true ? { mirror_interval: "500ms" } : {}), ...options.settings },
       ...(sealing === null ? {} : { keyFile: sealing.keyFile }),
       logLevel: "debug",
       program: options.program ?? "source",
@@ -350,6 +359,8 @@ class TortureRun implements AsyncDisposable {
       (status) =>
         status.state === "live" &&
         status.lag_seconds === 0 &&
+        // Before the first one change-sets are stored, and nothing can be restored.
+        status.full_backup !== null &&
         Date.parse(status.last_synced_at ?? "") >= pausedMs + LOOK_MARGIN_MS,
       { what: "everything to be stored", deadlineMs: SYNC_DEADLINE_MS, pollMs: 100 },
     );
@@ -412,6 +423,7 @@ class TortureRun implements AsyncDisposable {
     await this.#compareWithLive(newest);
     await this.#restoreByCommand(newest);
     await this.#restartAtRest(newest);
+    if (this.#options.mirror === true) await this.#compareWithMirror(newest);
     await this.#destination.settle();
     this.#tell("grading restores at rest");
     await this.#restoreAtRest(index);
@@ -472,16 +484,46 @@ class TortureRun implements AsyncDisposable {
       what: "it to be live again",
       deadlineMs: SYNC_DEADLINE_MS,
     });
+    if (this.#options.mirror === true) await this.#untilMirrored(index);
     await this.#daemon.stop(STOP_DEADLINE_MS);
     if (status.index !== index)
       throw new Error(`state ${index} was the newest, and after a restart ${status.index} is`);
   }
 
+  async #untilMirrored(index: number): Promise<void> {
+    const { mirror } = statePaths(databasePathIn(this.#directory), NAME);
+    let last: unknown = null;
+    await eventually(
+      async () => {
+        const read = await readMirrorStatus(mirror);
+        const entry = read.outcome === "read" ? read.value.mirrors[0] : undefined;
+        last = entry;
+        return read.outcome === "read" && entry?.state === "in sync" && entry.index === index;
+      },
+      { what: "the mirror to be in sync", deadlineMs: SYNC_DEADLINE_MS, explain: () => JSON.stringify(last) },
+    );
+  }
+
+  /** The mirror holds bytes of the destination only, leads to every restore point, and alone restores the same file. */
+  async #compareWithMirror(newest: Graded): Promise<void> {
+    const [source, mirror] = [this.#destination.open(), new FileBackend({ path: this.#directory.file("mirror") })];
+    for await (const { key } of mirror.list(`${NAME}/`)) {
+      const [theirs, ours] = [await source.get(key), await mirror.get(key)];
+      if (theirs === null || ours === null) throw new Error(`the mirror alone holds ${key}`);
+      const [left, right] = [Buffer.concat(await Array.fromAsync(theirs)), Buffer.concat(await Array.fromAsync(ours))];
+      if (!left.equals(right)) throw new Error(`the mirror holds something else under ${key}`);
+    }
+    const [all, mirrored] = [await this.#restorer.restorePoints(), await this.#restorer.restorePoints(mirror)];
+    if (String(all) !== String(mirrored))
+      throw new Error(`the mirror leads to states ${String(mirrored)}, and the destination to ${String(all)}`);
+    await this.#restoreByCommand(newest, "--destination", "2", "--force");
+  }
+
   /** As a user would, and the same file comes of it. */
-  async #restoreByCommand({ index, path }: Graded): Promise<void> {
+  async #restoreByCommand({ index, path }: Graded, ...more: readonly string[]): Promise<void> {
     const outputPath = this.#directory.file("by command.db");
     const { configPath, program = "source" } = this.#daemonOptions;
-    const args = ["restore", "--config", configPath, "--db", NAME, "--output", outputPath, "--json"];
+    const args = ["restore", "--config", configPath, "--db", NAME, "--output", outputPath, "--json", ...more];
     const { status, stdout, stderr } = await runBakelite(program, args);
     if (status !== 0 || stderr !== "") throw new Error(`\`bakelite restore\` ended with status ${status}: ${stderr}`);
     const told = (JSON.parse(stdout) as { readonly restore_point: { readonly index: number } }).restore_point.index;
@@ -626,6 +668,7 @@ function commandLine({
   encrypted,
   ballastBytes,
   destination,
+  mirror,
 }: TortureOptions): string {
   const parts = [
     `npm run torture -- --seconds ${seconds} --kills ${kills} --writers ${String(writers)} --seed ${seed}`,
@@ -634,7 +677,8 @@ function commandLine({
   if (writerOptions.autoVacuum !== undefined) parts.push(`--auto-vacuum ${writerOptions.autoVacuum}`);
   if (writerOptions.targetBytes !== undefined) parts.push(`--target-bytes ${writerOptions.targetBytes}`);
   if (ballastBytes !== undefined && ballastBytes > 0) parts.push(`--ballast ${ballastBytes}`);
-  if (destination === "s3") parts.push("--s3");
+  if (destination !== undefined && destination !== "file") parts.push(`--to ${destination}`);
+  if (mirror === true) parts.push("--mirror");
   if (encrypted === true) parts.push("--encrypted");
   if (program === "executable") parts.push("--executable");
   for (const [key, value] of Object.entries(settings)) parts.push(`--set ${key}=${String(value)}`);

@@ -4,7 +4,7 @@ import { backendSchema } from "../../src/config/backends.ts";
 import type { Backend } from "../../src/storage/backend.ts";
 import { openBackend } from "../../src/storage/open.ts";
 import { type TemporaryDirectory, temporaryDirectory } from "../support/temporary-directory.ts";
-import { findProgram, freePorts, runProgram, ServerProcess, untilListening } from "./programs.ts";
+import { findProgram, freePorts, programPath, runProgram, ServerProcess, untilListening } from "./programs.ts";
 
 const PROGRAMS = ["sshd", "ssh-keygen", "ssh-agent", "ssh-add"];
 const READY_DEADLINE_MS = 30_000;
@@ -17,7 +17,15 @@ export interface SshdOptions {
   readonly sftp?: string;
   /** Further lines of sshd_config. */
   readonly lines?: readonly string[];
+  /**
+   * A user with this password may log in, besides the one who runs the tests. The server then runs in a mount namespace with
+   * a passwd and a shadow of its own, which takes root; this machine's users stay as they are.
+   */
+  readonly password?: string;
 }
+
+/** Who logs in by the password. Files are then root's, as those of the one who runs the tests. */
+const PASSWORD_USER = "bakelite-by-password";
 
 /** What this machine lacks; Debian has it in openssh-server and openssh-client. */
 export function missingForSshd(): readonly string[] {
@@ -82,6 +90,10 @@ export class SshdServer implements AsyncDisposable {
     return this.#user;
   }
 
+  get passwordUser(): string {
+    return PASSWORD_USER;
+  }
+
   /** The folder that sessions store in, as this machine sees it. */
   get dataPath(): string {
     return this.#jail === null ? this.file("data") : join(this.#jail, "data");
@@ -118,6 +130,7 @@ export class SshdServer implements AsyncDisposable {
     if (this.#jail !== null) await runProgram(["chmod", "755", this.#jail]);
     await mkdir(this.dataPath);
     await writeFile(this.file("sshd_config"), `${this.#config().join("\n")}\n`);
+    if (this.#options.password !== undefined) await this.#createPasswordUser(this.#options.password);
     await this.start();
     const banner = await runProgram(["ssh-keyscan", "-p", String(this.port), "127.0.0.1"]).catch(() => "");
     this.#version = /OpenSSH_[\w.]+/.exec(`${banner} ${(await this.#process?.lastWords()) ?? ""}`)?.[0] ?? "OpenSSH";
@@ -125,7 +138,12 @@ export class SshdServer implements AsyncDisposable {
 
   async start(): Promise<void> {
     const command = ["sshd", "-D", "-e", "-f", this.file("sshd_config")];
-    this.#process = new ServerProcess(command, { logPath: this.file("log") });
+    const mounts = ["passwd", "shadow"].map((name) => `mount --bind ${this.file(name)} /etc/${name}`).join(" && ");
+    const run =
+      this.#options.password === undefined
+        ? command
+        : ["unshare", "--mount", "sh", "-c", `${mounts} && exec "$0" "$@"`, programPath("sshd"), ...command.slice(1)];
+    this.#process = new ServerProcess(run, { logPath: this.file("log"), label: "sshd" });
     await untilListening(this.port, this.#process, READY_DEADLINE_MS);
   }
 
@@ -166,10 +184,33 @@ export class SshdServer implements AsyncDisposable {
     return openTable(this.table(path, more));
   }
 
+  /** The same by another port of 127.0.0.1, such as a proxy's. */
+  async tableThrough(
+    port: number,
+    path: string,
+    more: Readonly<Record<string, unknown>> = {},
+  ): Promise<Readonly<Record<string, unknown>>> {
+    const known = this.file(`known-${port}`);
+    await writeFile(known, `[127.0.0.1]:${port} ${await this.hostKey("ed25519")}\n`);
+    return this.table(path, { port, known_hosts: known, ...more });
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.kill();
     if (this.#jail !== null) await rm(this.#jail, { recursive: true, force: true });
     await this.#directory[Symbol.asyncDispose]();
+  }
+
+  /** Entries of /etc/passwd and /etc/shadow. Source: passwd(5), shadow(5). */
+  async #createPasswordUser(password: string): Promise<void> {
+    const hash = (await runProgram(["openssl", "passwd", "-6", password])).trim();
+    const add = async (name: string, line: string) =>
+      await writeFile(this.file(name), `${(await readFile(`/etc/${name}`, "utf8")).trimEnd()}\n${line}\n`, {
+        mode: 0o600,
+      });
+    await add("passwd", `${PASSWORD_USER}:x:0:0::${this.dataPath}:/bin/sh`);
+    await add("shadow", `${PASSWORD_USER}:${hash}:19000:0:99999:7:::`);
+    await runProgram(["chmod", "644", this.file("passwd")]);
   }
 
   #config(): readonly string[] {
@@ -183,9 +224,9 @@ export class SshdServer implements AsyncDisposable {
       `AuthorizedKeysFile ${this.file("authorized_keys")}`,
       "StrictModes no",
       "UsePAM no",
-      "PasswordAuthentication no",
+      `PasswordAuthentication ${this.#options.password === undefined ? "no" : "yes"}`,
       "KbdInteractiveAuthentication no",
-      "PermitRootLogin prohibit-password",
+      `PermitRootLogin ${this.#options.password === undefined ? "prohibit-password" : "yes"}`,
       `Subsystem sftp ${this.#options.sftp ?? "internal-sftp"}`,
       ...(this.#options.lines ?? []),
       ...jailed,

@@ -1,10 +1,11 @@
 import { createHash } from "node:crypto";
 import { delay } from "../../util/delay.ts";
 import { assert, BakeliteError } from "../../util/errors.ts";
-import { abortError, throwIfAborted } from "../abort.ts";
+import { throwIfAborted } from "../abort.ts";
 import { md5Base64 } from "../http/digest.ts";
 import type { Part, PartReader } from "../http/part-buffer.ts";
 import { MAX_PART_COUNT, partSizeBytes } from "../http/part-size.ts";
+import { sendParts } from "../http/send-parts.ts";
 import { childText } from "../http/xml.ts";
 import type { S3Answer, S3Client } from "./client.ts";
 import { refusalError } from "./errors.ts";
@@ -57,7 +58,15 @@ export async function uploadInParts(
   }
   client.place.liveUploads.add(uploadId);
   try {
-    const parts = await sendParts(first, reader, uploadId, options);
+    const parts = await sendParts(first, reader, {
+      concurrency: options.concurrency,
+      signal: options.signal,
+      partSizeBytes: (number) => partSizeBytes(number, options.partSizeBytes, options.bodyBytes),
+      send: async (part, number, signal) => {
+        assertPartNumber(number, part, options);
+        return await sendPart(part, number, uploadId, { ...options, signal });
+      },
+    });
     options.check(reader.readBytes);
     throwIfAborted(options.signal);
     const outcome = await completeUpload(parts, uploadId, reader.readBytes, options);
@@ -91,54 +100,6 @@ export async function createUpload({ client, key, headers, signal }: PartsTarget
   );
   assert(value !== null, "no refusal is accepted");
   return value;
-}
-
-/** Reads parts and sends up to `concurrency` of them at a time. */
-async function sendParts(
-  first: Part,
-  reader: PartReader,
-  uploadId: string,
-  options: UploadOptions,
-): Promise<readonly SentPart[]> {
-  const stop = new AbortController();
-  const signal = options.signal === undefined ? stop.signal : AbortSignal.any([options.signal, stop.signal]);
-  const sent: SentPart[] = [];
-  const running = new Set<Promise<void>>();
-  const failed = Promise.withResolvers<never>();
-  failed.promise.catch(() => {});
-  const send = (part: Part, number: number): void => {
-    const sending = sendPart(part, number, uploadId, { ...options, signal })
-      .then((done) => {
-        sent.push(done);
-      })
-      .catch(failed.reject)
-      .finally(() => running.delete(sending));
-    running.add(sending);
-  };
-  try {
-    let part: Part | null = first;
-    let partCount = 0;
-    for (let number = 1; part !== null; number++) {
-      assertPartNumber(number, part, options);
-      send(part, number);
-      partCount = number;
-      if (running.size >= options.concurrency) await Promise.race([...running, failed.promise]);
-      const reading = reader.next(partSizeBytes(number + 1, options.partSizeBytes, options.bodyBytes));
-      // A part that fails must not wait for a source that gives nothing.
-      part = await Promise.race([reading, failed.promise]).catch((error: unknown) => {
-        reading.then((late) => late?.[Symbol.dispose]()).catch(() => {});
-        throw error;
-      });
-    }
-    await Promise.all(running);
-    // Where one failed there are fewer, and `failed` is settled.
-    if (sent.length < partCount) await failed.promise;
-  } catch (error) {
-    stop.abort();
-    await Promise.allSettled(running);
-    throw options.signal?.aborted ? abortError(options.signal) : error;
-  }
-  return sent.sort((a, b) => a.number - b.number);
 }
 
 function assertPartNumber(number: number, part: Part, options: UploadOptions): void {

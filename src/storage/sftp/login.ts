@@ -4,7 +4,13 @@ import { BakeliteError } from "../../util/errors.ts";
 
 /** How to prove who we are. */
 export type SftpAuthentication =
-  | { readonly method: "key-file"; readonly keyFile: string; readonly keyPassphrase: string | undefined }
+  | {
+      readonly method: "key-file";
+      readonly keyFile: string;
+      /** At most one of the two, where the key is locked. */
+      readonly keyPassphrase: string | undefined;
+      readonly keyPassphraseFile: string | undefined;
+    }
   | { readonly method: "password"; readonly password: string }
   | { readonly method: "password-file"; readonly passwordFile: string }
   /** The ssh-agent that `SSH_AUTH_SOCK` names. */
@@ -34,19 +40,19 @@ export async function prepareLogin(
     case "password":
       return { type: "password", username: user, password: authentication.password };
     case "password-file": {
-      const content = await readSecret(authentication.passwordFile, "password_file");
-      return { type: "password", username: user, password: content.toString("utf8").replace(/\r?\n$/, "") };
+      const password = withoutLineEnd(await readSecret(authentication.passwordFile, "password_file"));
+      return { type: "password", username: user, password };
     }
     case "key-file": {
-      const { keyFile, keyPassphrase } = authentication;
+      const { keyFile, keyPassphraseFile } = authentication;
       const key = await readSecret(keyFile, "key_file");
-      checkKey(parseKey(key, keyPassphrase), keyFile, keyPassphrase !== undefined);
-      return {
-        type: "publickey",
-        username: user,
-        key,
-        ...(keyPassphrase === undefined ? {} : { passphrase: keyPassphrase }),
-      };
+      const passphrase =
+        keyPassphraseFile === undefined
+          ? authentication.keyPassphrase
+          : withoutLineEnd(await readSecret(keyPassphraseFile, "key_passphrase_file"));
+      const passphraseKey = keyPassphraseFile === undefined ? "key_passphrase" : "key_passphrase_file";
+      checkKey(parseKey(key, passphrase), keyFile, passphrase === undefined ? null : passphraseKey);
+      return { type: "publickey", username: user, key, ...(passphrase === undefined ? {} : { passphrase }) };
     }
     case "agent": {
       const agent = process.env["SSH_AUTH_SOCK"];
@@ -58,7 +64,8 @@ export async function prepareLogin(
   }
 }
 
-function checkKey(parsed: unknown, path: string, hasPassphrase: boolean): void {
+/** `passphraseKey` is the key of the configuration that a passphrase came from; null: there is none. */
+function checkKey(parsed: unknown, path: string, passphraseKey: string | null): void {
   const key: unknown = Array.isArray(parsed) ? parsed[0] : parsed;
   if (!(key instanceof Error)) {
     if (isPrivate(key)) return;
@@ -72,15 +79,15 @@ function checkKey(parsed: unknown, path: string, hasPassphrase: boolean): void {
     "storage-denied",
     `cannot log in to the SFTP server: ${
       isLocked
-        ? hasPassphrase
-          ? "`key_passphrase` does not unlock the key"
-          : "the key is locked with a passphrase"
+        ? passphraseKey === null
+          ? "the key is locked with a passphrase"
+          : `\`${passphraseKey}\` does not unlock the key`
         : "the key file holds no key that can be read"
     }`,
     {
       subject: path,
       hint: isLocked
-        ? 'set `key_passphrase`, best from the environment: key_passphrase = "${SFTP_PASSPHRASE}"'
+        ? 'set `key_passphrase_file`, or `key_passphrase` from the environment: key_passphrase = "${SFTP_PASSPHRASE}"'
         : "make one with `ssh-keygen -t ed25519`; OpenSSH's and PEM formats are read",
       cause: key,
     },
@@ -90,6 +97,11 @@ function checkKey(parsed: unknown, path: string, hasPassphrase: boolean): void {
 function isPrivate(key: unknown): boolean {
   if (typeof key !== "object" || key === null || !("isPrivateKey" in key)) return false;
   return typeof key.isPrivateKey === "function" && key.isPrivateKey() === true;
+}
+
+/** Without the end of the line that editors and `echo` put there. */
+function withoutLineEnd(content: Buffer): string {
+  return content.toString("utf8").replace(/\r?\n$/, "");
 }
 
 async function readSecret(path: string, key: string): Promise<Buffer> {
