@@ -112,7 +112,7 @@ test("a placeholder that no question fills is refused with a suggestion, and a s
     recipe: `${TITLE}${QUESTION.replace('"a"', '"bucket"')}kind = "secret"`,
     template,
   });
-  expect(() => parseRecipe("mine", texts('x = "{{buckt}}"'), "s")).toThrow('did you mean `bucket`');
+  expect(() => parseRecipe("mine", texts('x = "{{buckt}}"'), "s")).toThrow("did you mean `bucket`");
   expect(() => parseRecipe("mine", texts('x = "{{bucket}}"'), "s")).toThrow("may only stand in [credentials]");
 });
 
@@ -131,7 +131,7 @@ test("$BAKELITE_RECIPES_DIR counts before what is built in, and a folder that is
     code: "not-found",
     subject: directory.file("none"),
   });
-  await expect(shelf.recipe("lokal")).rejects.toThrow('did you mean `local`');
+  await expect(shelf.recipe("lokal")).rejects.toThrow("did you mean `local`");
 });
 
 test("a recipe's file from anywhere is read with the template beside it, and nothing else passes for one", async () => {

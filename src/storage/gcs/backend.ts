@@ -16,7 +16,7 @@ import type {
 import { DeleteDenial, deleteOneByOne } from "../http/delete.ts";
 import { putBody } from "../http/send-parts.ts";
 import { trustedAuthorities } from "../http/trust.ts";
-import { assertKeyPrefix, assertObjectKey, compareKeys } from "../object-key.ts";
+import { assertKeyPrefix, assertObjectKey, compareKeys, isObjectKey } from "../object-key.ts";
 import { GcsClient, type GcsClientOptions } from "./client.ts";
 import { sharedGcsCredentials } from "./credentials/provider.ts";
 import { diagnoseBucket } from "./diagnose.ts";
@@ -168,7 +168,7 @@ export class GcsBackend implements Backend {
         last = object.key;
         const key = object.key.slice(this.#keyPrefix.length);
         // What others put there, such as the folders of a web console, is none of ours and has no key of ours.
-        if (isKey(key)) yield { ...object, key };
+        if (isObjectKey(key)) yield { ...object, key };
       }
       if (next === undefined) return;
       if (tokens.has(next)) throw this.#badListing("the page token came twice");
@@ -253,14 +253,5 @@ export class GcsBackend implements Backend {
 
   #badListing(what: string): BakeliteError {
     return malformedAnswer(this.#client.about(LISTING), what);
-  }
-}
-
-function isKey(key: string): boolean {
-  try {
-    assertObjectKey(key);
-    return true;
-  } catch {
-    return false;
   }
 }
