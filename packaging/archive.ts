@@ -23,8 +23,13 @@ export function makeTarGz(files: readonly ArchiveFile[], timeSeconds: number): U
     blocks.push(header(file, timeSeconds), file.bytes, new Uint8Array(padding));
   }
   blocks.push(new Uint8Array(2 * BLOCK_BYTES));
-  // libdeflate's output is the same on every processor; zlib's is not. RFC 1952: bytes 4 to 7 are a time, byte 9 is the system.
-  const zipped = gzipSync(Buffer.concat(blocks), { library: "libdeflate", level: 9 });
+  return gzip(Buffer.concat(blocks));
+}
+
+/** The same bytes on every machine. libdeflate's output is, zlib's is not. RFC 1952: bytes 4 to 7 are a time, byte 9 is the system. */
+export function gzip(content: string | Uint8Array<ArrayBuffer>): Uint8Array {
+  const bytes = typeof content === "string" ? new TextEncoder().encode(content) : content;
+  const zipped = gzipSync(bytes, { library: "libdeflate", level: 9 });
   zipped.fill(0, 4, 8);
   zipped[9] = 255;
   return zipped;

@@ -1,7 +1,7 @@
 // Builds what a release consists of: `npm run release -- [--targets linux-x64,darwin-arm64] [--out dist/release]`. One archive
 // for each target, SHA256SUMS and manifest.json. The same commit and the same Bun give the same bytes. docs/releasing.md
 import { existsSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { constants } from "node:os";
 import { join, relative, resolve } from "node:path";
 import { parseArgs } from "node:util";
@@ -10,6 +10,7 @@ import { type ArchiveFile, makeTarGz } from "./archive.ts";
 import { describeExecutable } from "./binary-format.ts";
 import { assertPinnedBun, buildExecutable } from "./executable.ts";
 import { signAdHoc } from "./mach-o.ts";
+import { thirdPartyNotices } from "./notices.ts";
 import { readProvenance, readSourceTime } from "./provenance.ts";
 import { findObjections } from "./release-checks.ts";
 import { chooseRunner } from "./runner.ts";
@@ -140,13 +141,17 @@ async function tryOut(target: TargetName, executable: string, root: string | und
 
 async function contents(target: TargetName, executable: string): Promise<readonly ArchiveFile[]> {
   const folder = `bakelite-${version}-${target}`;
-  const notices = (await readdir(ROOT)).filter((name) => /^third[-_]party/i.test(name)).sort();
-  const texts = ["LICENSE", "README.md", ...notices];
+  const texts = ["LICENSE", "README.md"];
   return [
     { name: `${folder}/bakelite`, mode: 0o755, bytes: await readFile(executable) },
     ...(await Promise.all(
       texts.map(async (name) => ({ name: `${folder}/${name}`, mode: 0o644, bytes: await readFile(join(ROOT, name)) })),
     )),
+    {
+      name: `${folder}/THIRD-PARTY-NOTICES.md`,
+      mode: 0o644,
+      bytes: new TextEncoder().encode(await thirdPartyNotices()),
+    },
   ];
 }
 

@@ -30,11 +30,13 @@ export async function readOwnIdentity(): Promise<ProcessIdentity> {
 /** Whether that very process lives now; null when this cannot be told from here. */
 export async function isProcessRunning(identity: ProcessIdentity): Promise<boolean | null> {
   const own = await readOwnIdentity();
-  if (identity.boot_id !== null && own.boot_id !== null && identity.boot_id !== own.boot_id) return false;
-  if (identity.pid_namespace !== own.pid_namespace) return null;
+  const isOtherBoot = identity.boot_id !== null && own.boot_id !== null && identity.boot_id !== own.boot_id;
+  if (identity.pid_namespace !== own.pid_namespace) return isOtherBoot ? false : null;
   if (!pidExists(identity.pid)) return false;
-  if (identity.pid_start_ticks === null) return true;
-  const ticks = await startTicksOf(identity.pid);
+  const ticks = identity.pid_start_ticks === null ? null : await startTicksOf(identity.pid);
+  // In a container, a service whose sandbox has a /proc of its own may see another boot_id than a shell beside it. Then the
+  // same PID and the same start say more than the boot does, and yet not enough.
+  if (isOtherBoot) return ticks !== null && ticks === identity.pid_start_ticks ? null : false;
   // Gone between the two looks, or hidden from us (mount option hidepid): then the PID is all we know.
   return ticks === null ? pidExists(identity.pid) : ticks === identity.pid_start_ticks;
 }

@@ -85,7 +85,7 @@ describe("no command goes on with", () => {
       bom: "\uFEFF",
     })) {
       const path = file(`${name}.toml`, text);
-      const says = `bakelite: invalid configuration: ${path}:1:1: nothing is in it; it needs at least one [[database]]\n`;
+      const says = `bakelite: invalid configuration: ${path}:1:1: nothing is in it; it needs at least one [[database]], which \`bakelite init\` writes\n`;
       await refusedByAll(path, says);
     }
     const path = file("none.toml", "[daemon]\nlog_level = 'info'\n");

@@ -131,6 +131,8 @@ test("a secret beside a key that is misspelt, in a wrong table or in a comment i
     `[daemon]\nlog_level = "${SECRET}"\n`,
     `[daemon]\nmetrics_addr = "user:${SECRET}@host:1"\n`,
     `[daemon]\ndb = "${SECRET}"\n`,
+    `[daemon]\nheartbeat_url = "${SECRET}"\n`,
+    `[daemon]\nheartbeat_url = "https://host/${SECRET}"\nheartbeat_interval = "0s"\n`,
     `# ${SECRET}\n[broken\n`,
     `x = 1 # ${SECRET}\ny = \n`,
     `a = "${SECRET}\nb = 1\n`,

@@ -26,8 +26,17 @@ test.skipIf(!onLinux)("a PID that was given to another process, or another boot,
   const own = await readOwnIdentity();
   expect(own.pid_start_ticks).toMatch(/^\d+$/);
   expect(await isProcessRunning({ ...own, pid_start_ticks: "1" })).toBe(false);
-  expect(await isProcessRunning({ ...own, boot_id: "an earlier one" })).toBe(false);
+  expect(await isProcessRunning({ ...own, boot_id: "an earlier one", pid_start_ticks: "1" })).toBe(false);
+  expect(await isProcessRunning({ ...own, boot_id: "an earlier one", pid_start_ticks: null })).toBe(false);
+  expect(await isProcessRunning({ ...own, boot_id: "an earlier one", pid_namespace: "pid:[1]" })).toBe(false);
 });
+
+test.skipIf(!onLinux)(
+  "two views of one process's boot, as a sandbox in a container has them, prove nothing",
+  async () => {
+    expect(await isProcessRunning({ ...(await readOwnIdentity()), boot_id: "another one" })).toBeNull();
+  },
+);
 
 test.skipIf(!onLinux)("of a process in another PID namespace nothing is known", async () => {
   const own = await readOwnIdentity();

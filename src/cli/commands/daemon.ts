@@ -1,8 +1,10 @@
 import type { Config, DatabaseConfig } from "../../config/types.ts";
+import { Heartbeat } from "../../daemon/heartbeat.ts";
 import { HttpServer } from "../../daemon/http-server.ts";
 import { Supervisor } from "../../daemon/supervisor.ts";
 import { SystemdNotify } from "../../daemon/systemd-notify.ts";
 import { buildInfo } from "../../util/build-info.ts";
+import type { Clock } from "../../util/clock.ts";
 import { BakeliteError, describeError } from "../../util/errors.ts";
 import type { ListenAddress } from "../../util/listen-address.ts";
 import type { Logger } from "../../util/logger.ts";
@@ -50,7 +52,10 @@ export const command: Command = {
       stateDirectory,
     });
     const { startedMs } = supervisor;
-    using http = new HttpServer({ reports: () => supervisor.reports, startedMs, stateDirectory, clock, log });
+    const notify = new SystemdNotify(context.env, log);
+    const reports = () => supervisor.reports;
+    using http = new HttpServer({ reports, startedMs, stateDirectory, clock, log });
+    using heartbeat = new Heartbeat({ reports, startedMs, clock, log });
     const started = Promise.withResolvers<void>();
     // From now on: a SIGHUP that nobody listens to would end the process.
     using _reloading = reloadOnHangup(started.promise, async () => {
@@ -60,7 +65,9 @@ export const command: Command = {
         const wanted = chosen(context, fresh);
         Object.assign(style, logStyle(fresh));
         await supervisor.reload(fresh, wanted, slots ?? fresh.daemon.maxConcurrentSnapshots);
-        if (!signal.aborted) moveMetrics(http, metricsAddress ?? fresh.daemon.metricsAddress, log);
+        if (signal.aborted) return;
+        moveMetrics(http, metricsAddress ?? fresh.daemon.metricsAddress, log);
+        heartbeat.set(heartbeatSettings(fresh));
       } catch (error) {
         log.error("the configuration was not reloaded; the old one stays in force", {
           error: describeError(error),
@@ -69,7 +76,9 @@ export const command: Command = {
       }
     });
     await supervisor.start(databases, () => http.listen(metricsAddress ?? config.daemon.metricsAddress));
-    signal.addEventListener("abort", () => http[Symbol.dispose](), { once: true });
+    heartbeat.set(heartbeatSettings(config));
+    for (const told of [http, heartbeat])
+      signal.addEventListener("abort", () => told[Symbol.dispose](), { once: true });
     log.info("bakelite is running", {
       version: buildInfo.version,
       databases: databases.length,
@@ -77,9 +86,8 @@ export const command: Command = {
       metrics: http.url,
     });
     started.resolve();
-    const notify = new SystemdNotify(context.env, log);
     signal.addEventListener("abort", () => notify.tell("STOPPING=1"), { once: true });
-    using _told = tellSystemd(notify, supervisor);
+    using _told = tellSystemd(notify, supervisor, clock);
     await supervisor.run(signal);
     return 0;
   },
@@ -87,6 +95,10 @@ export const command: Command = {
 
 function logStyle({ daemon }: Config) {
   return { level: daemon.logLevel, format: daemon.logFormat };
+}
+
+function heartbeatSettings({ daemon }: Config) {
+  return { url: daemon.heartbeatUrl, intervalMs: daemon.heartbeatIntervalMs };
 }
 
 /** An address that cannot be had is no reason to undo the rest of a reload: metrics stay where they were. */
@@ -128,11 +140,18 @@ function reloadOnHangup(started: Promise<void>, reload: () => Promise<void>): Di
 
 const READY_LOOK_MS = 20;
 
-/** READY=1 once every database is attached or waited for; and the watchdog from then on, until disposed. */
-function tellSystemd(notify: SystemdNotify, supervisor: Supervisor): Disposable {
+/** Below `TimeoutStartSec=` of the unit. Comparing a large database, or a destination that does not answer, takes longer. */
+const MAX_STARTING_MS = 60_000;
+
+/**
+ * READY=1 once every database is attached or waited for, at the latest after a minute: a boot waits for it. And the watchdog from
+ * then on, until disposed.
+ */
+function tellSystemd(notify: SystemdNotify, supervisor: Supervisor, clock: Clock): Disposable {
+  const startedMs = clock.monotonicMs();
   let watchdog: ReturnType<typeof setInterval> | undefined;
   const readiness = setInterval(() => {
-    if (!supervisor.isReady) return;
+    if (!supervisor.isReady && clock.monotonicMs() - startedMs < MAX_STARTING_MS) return;
     clearInterval(readiness);
     notify.tell("READY=1");
     if (notify.watchdogIntervalMs !== null)
