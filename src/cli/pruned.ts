@@ -25,7 +25,7 @@ export function writePruned(
   if (plan.refused !== null) stderr.write(`${place}: nothing is deleted: ${printable(plan.refused)}\n`);
   for (const limit of plan.unmet) stderr.write(`${place}: ${describeUnmet(limit)}\n`);
   for (const { object, error: failure } of unsound)
-    writeFailedPart(stderr, `${place}: what ${keyBelow(object)} stands for stays`, failure);
+    writeFailedPart(stderr, `${place}: what would rest on ${keyBelow(object)} stays`, failure);
   if (denied !== null) writeFailedPart(stderr, place, denied);
 }
 

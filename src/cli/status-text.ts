@@ -168,7 +168,7 @@ function mirrorNotes(seen: SeenFiles): readonly string[] {
 }
 
 function describeMirror(mirror: MirrorEntry, nowMs: number): string {
-  const { state, behind_objects, behind_bytes, last_reconciled_at, attempts, last_error } = mirror;
+  const { state, behind_objects, behind_bytes, last_reconciled_at, last_in_sync_at, attempts, last_error } = mirror;
   const behind = formatBehind(behind_objects, behind_bytes);
   const reconciled =
     last_reconciled_at === null
@@ -177,8 +177,11 @@ function describeMirror(mirror: MirrorEntry, nowMs: number): string {
   switch (state) {
     case "in sync":
       return `in sync, ${reconciled}`;
-    case "behind":
-      return `${behind ?? "behind"}, ${reconciled}`;
+    case "behind": {
+      // What cannot be copied stays so until somebody does something about it.
+      const isStuck = last_error !== null && Date.parse(last_error.at) >= Date.parse(last_in_sync_at ?? last_error.at);
+      return [behind ?? "behind", reconciled, ...(isStuck ? [`last error: ${last_error.message}`] : [])].join(", ");
+    }
     case "backing off": {
       const tried = `backing off after ${attempts} failed attempt${attempts === 1 ? "" : "s"}`;
       const why = last_error === null ? reconciled : `last error: ${last_error.message}`;

@@ -1,3 +1,4 @@
+import type { MirrorEntry } from "../state/mirror-status.ts";
 import { type Found, findTroubles, type Trouble } from "../state/observe.ts";
 import type { StatusFile } from "../state/status.ts";
 import type { VerifyMarker } from "../state/verify-marker.ts";
@@ -10,6 +11,8 @@ export interface DatabaseReport {
   readonly lockedOutMs: number | null;
   /** Calls to each of its destinations, by location, that failed in this run. */
   readonly failures: ReadonlyMap<string, number>;
+  /** Its background mirrors, as `<name>.mirror.json` tells of them. */
+  readonly mirrors: readonly MirrorEntry[];
 }
 
 /** One database as it is told to whoever asks over HTTP. */

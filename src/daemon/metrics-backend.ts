@@ -12,6 +12,9 @@ import type {
   UnlistedStorage,
 } from "../storage/backend.ts";
 
+/** An object was stored, or found to be there already; `sizeBytes` is null where that is not known. */
+export type StoredNews = (key: string, sizeBytes: number | null) => void;
+
 /** How many calls to destinations failed in this run of the daemon, by database and location. */
 export class DestinationFailures {
   readonly #counts = new Map<string, Map<string, number>>();
@@ -22,13 +25,16 @@ export class DestinationFailures {
     return new Map(backends.map(({ location }) => [location, counts?.get(location) ?? 0]));
   }
 
-  /** The backend, each of whose failed calls is counted from now on. Counting goes on where an earlier one of it stopped. */
-  watch(database: string, backend: Backend): Backend {
+  /**
+   * The backend, each of whose failed calls is counted from now on. Counting goes on where an earlier one of it stopped. `onStored` hears of
+   * each object that it took.
+   */
+  watch(database: string, backend: Backend, onStored?: StoredNews): Backend {
     const counts = this.#counts.get(database) ?? new Map<string, number>();
     this.#counts.set(database, counts);
     const { location } = backend;
     counts.set(location, counts.get(location) ?? 0);
-    return withFailureCount(backend, () => counts.set(location, (counts.get(location) ?? 0) + 1));
+    return withFailureCount(backend, () => counts.set(location, (counts.get(location) ?? 0) + 1), onStored);
   }
 }
 
@@ -36,17 +42,19 @@ export class DestinationFailures {
  * Calls `onFailure` for each call that fails, once all tries that the backend makes itself are over. What was aborted by
  * its caller is none, and neither is a body that its own maker broke off.
  */
-export function withFailureCount(backend: Backend, onFailure: () => void): Backend {
-  return new CountingBackend(backend, onFailure);
+export function withFailureCount(backend: Backend, onFailure: () => void, onStored?: StoredNews): Backend {
+  return new CountingBackend(backend, onFailure, onStored);
 }
 
 class CountingBackend implements Backend {
   readonly #inner: Backend;
   readonly #onFailure: () => void;
+  readonly #onStored: StoredNews;
 
-  constructor(inner: Backend, onFailure: () => void) {
+  constructor(inner: Backend, onFailure: () => void, onStored: StoredNews = () => {}) {
     this.#inner = inner;
     this.#onFailure = onFailure;
+    this.#onStored = onStored;
   }
 
   get location(): string {
@@ -67,7 +75,14 @@ class CountingBackend implements Backend {
 
   async put(key: string, body: ByteSource, options: PutOptions = {}): Promise<"stored" | "exists"> {
     const watched = watchSource(body);
-    return await this.#counting(options, () => this.#inner.put(key, watched.source, options), watched.hasBroken);
+    const outcome = await this.#counting(
+      options,
+      () => this.#inner.put(key, watched.source, options),
+      watched.hasBroken,
+    );
+    // "exists" may be our own try before, whose answer was lost.
+    this.#onStored(key, outcome === "stored" ? watched.sizeBytes() : null);
+    return outcome;
   }
 
   async get(key: string, options: GetOptions = {}): Promise<ByteStream | null> {
@@ -107,21 +122,33 @@ class CountingBackend implements Backend {
   }
 }
 
-function watchSource(body: ByteSource): { readonly source: ByteSource; readonly hasBroken: () => boolean } {
+interface WatchedSource {
+  readonly source: ByteSource;
+  readonly hasBroken: () => boolean;
+  /** Of the bytes that were given when it was last opened. */
+  readonly sizeBytes: () => number;
+}
+
+function watchSource(body: ByteSource): WatchedSource {
   let broken = false;
+  let sizeBytes = 0;
   const source: ByteSource = {
     get sizeBytes() {
       return body.sizeBytes;
     },
     replayable: body.replayable,
     async *open() {
+      sizeBytes = 0;
       try {
-        yield* body.open();
+        for await (const piece of body.open()) {
+          sizeBytes += piece.length;
+          yield piece;
+        }
       } catch (error) {
         broken = true;
         throw error;
       }
     },
   };
-  return { source, hasBroken: () => broken };
+  return { source, hasBroken: () => broken, sizeBytes: () => sizeBytes };
 }

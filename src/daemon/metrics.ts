@@ -1,3 +1,4 @@
+import type { MirrorEntry } from "../state/mirror-status.ts";
 import type { BuildInfo } from "../util/build-info.ts";
 import type { DaemonView, DatabaseView } from "./http-view.ts";
 import { type ProcessFigures, processFamilies } from "./metrics-process.ts";
@@ -100,8 +101,49 @@ const SERIES: readonly Series[] = [
     "Calls to a destination that failed in this run of the daemon, after all retries.",
     ({ failures }) => [...failures].map(([destination, value]) => ({ labels: { destination }, value })),
   ),
-  mirrors("bakelite_mirror_behind_objects", "Objects that a background mirror still lacks.", "behind_objects"),
-  mirrors("bakelite_mirror_behind_bytes", "Bytes that a background mirror still lacks.", "behind_bytes"),
+  labelled(
+    "bakelite_destination_incomplete",
+    "gauge",
+    "1 for a lock-step destination that lacks what another one has, 0 for one that does not.",
+    ({ status }) =>
+      status.destinations
+        .filter((each) => !each.async)
+        .map(({ location, state }) => ({ labels: { destination: location }, value: Number(state === "incomplete") })),
+  ),
+  labelled(
+    "bakelite_destination_behind_objects",
+    "gauge",
+    "Objects that are still to be copied to an incomplete lock-step destination; absent while that is not known.",
+    ({ status }) =>
+      status.destinations.flatMap(({ async, location, behind_objects: value }) =>
+        async || value === null ? [] : [{ labels: { destination: location }, value }],
+      ),
+  ),
+  mirrors(
+    "bakelite_mirror_behind_objects",
+    "Objects that a background mirror still lacks.",
+    ({ behind_objects }) => behind_objects,
+  ),
+  mirrors(
+    "bakelite_mirror_behind_bytes",
+    "Bytes that a background mirror still lacks.",
+    ({ behind_bytes }) => behind_bytes,
+  ),
+  mirrors(
+    "bakelite_mirror_last_reconciled_seconds",
+    "Seconds since a background mirror was last compared with its source, whatever was found.",
+    ({ last_reconciled_at }, nowMs) => secondsSince(last_reconciled_at, nowMs),
+  ),
+  mirrors(
+    "bakelite_mirror_last_in_sync_seconds",
+    "Seconds since a background mirror was last found to lack nothing.",
+    ({ last_in_sync_at }, nowMs) => secondsSince(last_in_sync_at, nowMs),
+  ),
+  mirrors(
+    "bakelite_mirror_backing_off_seconds",
+    "Seconds that a background mirror has kept failing; absent while it does not.",
+    ({ state, state_since }, nowMs) => (state === "backing off" ? secondsSince(state_since, nowMs) : null),
+  ),
   labelled(
     "bakelite_limit_unmet",
     "gauge",
@@ -156,26 +198,26 @@ function labelled(
   name: string,
   type: Family["type"],
   help: string,
-  samplesOf: (database: DatabaseView) => readonly { readonly labels: Labels; readonly value: number }[],
+  samplesOf: (database: DatabaseView, nowMs: number) => readonly { readonly labels: Labels; readonly value: number }[],
 ): Series {
   return {
     name,
     type,
     help,
-    samples: (database) =>
-      samplesOf(database).map(({ labels, value }) => ({
+    samples: (database, nowMs) =>
+      samplesOf(database, nowMs).map(({ labels, value }) => ({
         labels: { database: database.status.database, ...labels },
         value,
       })),
   };
 }
 
-/** Background mirrors, as far as they are known. */
-function mirrors(name: string, help: string, field: "behind_objects" | "behind_bytes"): Series {
-  return labelled(name, "gauge", help, ({ status }) =>
-    status.destinations.flatMap((destination) => {
-      const value = destination[field];
-      return destination.async && value !== null ? [{ labels: { destination: destination.location }, value }] : [];
+/** Of each background mirror, as far as it is known. */
+function mirrors(name: string, help: string, measure: (mirror: MirrorEntry, nowMs: number) => number | null): Series {
+  return labelled(name, "gauge", help, (view, nowMs) =>
+    view.mirrors.flatMap((mirror) => {
+      const value = measure(mirror, nowMs);
+      return value === null ? [] : [{ labels: { destination: mirror.location }, value }];
     }),
   );
 }

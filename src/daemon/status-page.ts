@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import type { MirrorEntry } from "../state/mirror-status.ts";
 import { formatPercent, stuckFor } from "../state/observe.ts";
 import type { DestinationStatus, StatusFile } from "../state/status.ts";
 import type { BuildInfo } from "../util/build-info.ts";
@@ -209,15 +210,22 @@ function limitsFact({ limits_unmet }: StatusFile): Html | null {
   );
 }
 
-function destinationsFact({ status, failures }: DatabaseView, nowMs: number): Html {
+function destinationsFact({ status, failures, mirrors }: DatabaseView, nowMs: number): Html {
   return list(
     status.destinations.map((destination) => {
       const failed = failures.get(destination.location) ?? 0;
       const failedText = failed === 0 ? "" : `, ${plural(failed, "failed call")}`;
       const mirror = destination.async ? ", background mirror" : "";
-      return html`<code>${destination.location}</code> <span class="quiet">(${destination.type}${mirror})</span>: ${describeDestination(destination, nowMs)}${failedText}`;
+      const entry = mirrors.find(({ location }) => destination.async && location === destination.location);
+      return html`<code>${destination.location}</code> <span class="quiet">(${destination.type}${mirror})</span>: ${describeDestination(destination, nowMs)}${reconciled(entry, nowMs)}${failedText}`;
     }),
   );
+}
+
+function reconciled(mirror: MirrorEntry | undefined, nowMs: number): Content {
+  if (mirror === undefined) return "";
+  if (mirror.last_reconciled_at === null) return ", not reconciled yet";
+  return html`, last reconciled ${formatTime(mirror.last_reconciled_at, nowMs)}`;
 }
 
 function describeDestination(destination: DestinationStatus, nowMs: number): string {
@@ -228,7 +236,9 @@ function describeDestination(destination: DestinationStatus, nowMs: number): str
       : `, ${plural(behind_objects, "object")}${behind_bytes === null ? "" : ` (${formatByteSize(behind_bytes)})`} behind`;
   const stuck = unhealthy === null ? "" : `, ${stuckFor(unhealthy, nowMs)}`;
   const newest = index === null ? ", nothing stored yet" : "";
-  return `${state}${stuck}${behind}${newest}`;
+  // A mirror that lacks something is on its way, and not incomplete.
+  const word = destination.async && state === "incomplete" ? "being filled" : state;
+  return `${word}${stuck}${behind}${newest}`;
 }
 
 /** `3m12s ago`, with the moment itself for whoever points at it. */

@@ -1,6 +1,8 @@
+import type { Health } from "../replicator/health.ts";
+import type { Member } from "../replicator/member.ts";
 import type { Replicator } from "../replicator/replicator.ts";
 import type { ProcessIdentity } from "../state/process-identity.ts";
-import type { StatusFile, StatusState } from "../state/status.ts";
+import type { DestinationStatus, StatusFile, StatusState } from "../state/status.ts";
 import { formatTimestamp } from "../util/timestamps.ts";
 import type { UnmetLimitAt } from "./upkeep.ts";
 
@@ -16,17 +18,12 @@ export interface ReportContext {
 
 /** What `.bakelite/<name>.status.json` says of one replicator at this moment (docs/state-files.md). */
 export function reportStatus(replicator: Replicator, context: ReportContext): StatusFile {
-  const { inputs, attachment, health, phase } = replicator;
+  const { inputs, attachment, health } = replicator;
   const { nowMs } = context;
   const shipper = attachment?.shipper ?? null;
   const fullBackups = attachment?.fullBackups ?? null;
   const { state, detail, progress } = describeState(replicator, context.monotonicMs);
-  const lastError =
-    health.lastError === null ? null : { ...health.lastError, at: formatTimestamp(health.lastError.atMs) };
-  const unhealthy =
-    health.streak === null || lastError === null
-      ? null
-      : { since: formatTimestamp(health.streak.sinceMs), attempts: health.streak.attempts, last_error: lastError };
+  const { lastError, unhealthy } = describeHealth(health);
   const oldestMs = attachment?.oldestUnstoredMs ?? null;
   const shipping = shipper !== null && attachment?.starting === null;
   const { stored, fullBackup: newestFull, lastSyncedMs } = replicator.known;
@@ -89,20 +86,43 @@ export function reportStatus(replicator: Replicator, context: ReportContext): St
       allowed,
       remaining,
     })),
-    destinations: inputs.destinations.all.map(({ backend, type }) => ({
-      location: backend.location,
-      type,
-      async: false,
-      state: phase.kind !== "stopped" && unhealthy !== null ? "backing off" : "in sync",
-      state_since: formatTimestamp(health.streak?.sinceMs ?? replicator.phaseSinceMs),
-      index: stored?.index ?? null,
-      behind_objects: null,
-      behind_bytes: null,
-      last_stored_at: stored === null ? null : formatTimestamp(stored.stampMs),
-      unhealthy,
-      last_error: lastError,
-    })),
+    destinations: inputs.destinations.all.map((member) => destinationStatus(member, replicator)),
   };
+}
+
+function destinationStatus(member: Member, replicator: Replicator): DestinationStatus {
+  const { inputs, phase, known } = replicator;
+  const isOnly = inputs.destinations.all.length === 1;
+  // What a single destination does, and what the database does, is the same: attaching and reading back included.
+  const health = isOnly ? replicator.health : member.health;
+  const { lastError, unhealthy } = describeHealth(health);
+  const isBackingOff = phase.kind !== "stopped" && unhealthy !== null;
+  const isComplete = isOnly || member.isComplete;
+  const state = !isComplete ? "incomplete" : isBackingOff ? "backing off" : "in sync";
+  const sinceMs = isOnly ? replicator.phaseSinceMs : member.standingSinceMs;
+  const stored = known.stored;
+  return {
+    location: member.backend.location,
+    type: member.type,
+    async: false,
+    state,
+    state_since: formatTimestamp(state === "backing off" ? (health.streak?.sinceMs ?? sinceMs) : sinceMs),
+    index: isOnly || member.standing === "whole" ? (stored?.index ?? null) : member.index,
+    behind_objects: member.behind?.objects ?? null,
+    behind_bytes: member.behind?.bytes ?? null,
+    last_stored_at: isOnly ? timeOrNull(stored?.stampMs ?? null) : timeOrNull(member.storedMs),
+    unhealthy,
+    last_error: lastError,
+  };
+}
+
+function describeHealth({ lastError: newest, streak }: Health): Pick<DestinationStatus, "unhealthy"> & {
+  readonly lastError: DestinationStatus["last_error"];
+} {
+  const lastError = newest === null ? null : { ...newest, at: formatTimestamp(newest.atMs) };
+  if (streak === null || lastError === null) return { lastError, unhealthy: null };
+  const { sinceMs, attempts } = streak;
+  return { lastError, unhealthy: { since: formatTimestamp(sinceMs), attempts, last_error: lastError } };
 }
 
 function describeState(

@@ -1,7 +1,8 @@
 import { isDeepStrictEqual } from "node:util";
-import { loadKeys, openDestination } from "../config/assemble.ts";
+import { applyRateLimits, type Keys, loadKeys, openDestination } from "../config/assemble.ts";
 import { describeExposure, keyFileExposure } from "../config/key-file.ts";
 import type { Config, DatabaseConfig } from "../config/types.ts";
+import { policyOf } from "../replica/maintain.ts";
 import { Destinations } from "../replicator/destinations.ts";
 import { DirectoryWatch } from "../replicator/directory-watch.ts";
 import { Replicator } from "../replicator/replicator.ts";
@@ -17,6 +18,7 @@ import type { Logger } from "../util/logger.ts";
 import { Semaphore } from "../util/semaphore.ts";
 import type { DatabaseReport } from "./http-view.ts";
 import { DestinationFailures } from "./metrics-backend.ts";
+import { DatabaseMirrors } from "./mirrors.ts";
 import { sweepUploads } from "./multipart-sweep.ts";
 import { reportStatus } from "./status-report.ts";
 import { UPKEEP_TIMES, Upkeep, type UpkeepTimes, upkeepTarget } from "./upkeep.ts";
@@ -43,6 +45,9 @@ interface Running {
   published: Promise<void>;
 }
 
+/** What a mirror that hangs may keep a stop waiting. */
+const MIRROR_PATIENCE_MS = 2_000;
+
 /** Each status is a file that is written and synced: a fleet publishes less often, so that an idle one stays idle. */
 const PUBLISH_INTERVAL_MS = { min: 5000, perDatabase: 60 } as const;
 
@@ -53,6 +58,10 @@ export class Supervisor {
   readonly #watch: DirectoryWatch;
   readonly #slots: Semaphore;
   readonly #upkeep: Upkeep;
+  /** Apart, so that a mirror that hangs keeps no other destination waiting. */
+  readonly #mirrorUpkeep: Upkeep;
+  readonly #mirrors = new WeakMap<Replicator, DatabaseMirrors>();
+  readonly #mirrorSlots = new Map<string, Semaphore>();
   readonly #failures = new DestinationFailures();
   readonly #running = new Map<string, Running>();
   readonly #knownKeyFiles = new Set<string>();
@@ -65,16 +74,20 @@ export class Supervisor {
     this.#watch = new DirectoryWatch(inputs.log);
     this.#slots = new Semaphore(inputs.maxConcurrentSnapshots);
     this.#startedMs = inputs.clock.nowMs();
-    this.#upkeep = new Upkeep({
+    const upkeepInputs = {
       targets: () =>
         [...this.#running.values()].map(({ config, replicator, stop }) =>
-          upkeepTarget(config, replicator, stop.signal),
+          upkeepTarget(config, replicator, stop.signal, (key, sizeBytes) =>
+            this.#mirrors.get(replicator)?.note(key, sizeBytes),
+          ),
         ),
       times: inputs.upkeepTimes ?? UPKEEP_TIMES,
       stateDirectory: inputs.stateDirectory,
       clock: inputs.clock,
       log: inputs.log,
-    });
+    };
+    this.#upkeep = new Upkeep({ ...upkeepInputs, only: "lock-step" });
+    this.#mirrorUpkeep = new Upkeep({ ...upkeepInputs, only: "mirrors" });
   }
 
   get replicators(): readonly Replicator[] {
@@ -92,7 +105,11 @@ export class Supervisor {
     return [...this.#running.values()].map(({ replicator }) => ({
       status: this.#report(replicator, identity),
       lockedOutMs: this.#lockedOutMs(replicator),
-      failures: this.#failures.of(replicator.inputs.database, replicator.inputs.destinations.backends),
+      failures: this.#failures.of(replicator.inputs.database, [
+        ...replicator.inputs.destinations.backends,
+        ...(this.#mirrors.get(replicator)?.backends ?? []),
+      ]),
+      mirrors: this.#mirrors.get(replicator)?.entries ?? [],
     }));
   }
 
@@ -106,6 +123,7 @@ export class Supervisor {
    */
   async start(databases: readonly DatabaseConfig[], whenLocked: () => void = () => {}): Promise<void> {
     this.#identity = await readOwnIdentity();
+    applyRateLimits(databases);
     const prepared: { config: DatabaseConfig; replicator: Replicator }[] = [];
     try {
       for (const config of databases) {
@@ -153,6 +171,7 @@ export class Supervisor {
   /** Publishes until `stop` is aborted, then stops every replicator; resolves when all have ended. */
   async run(stop: AbortSignal): Promise<void> {
     const upkeep = this.#upkeep.run(stop);
+    const mirrorUpkeep = this.#mirrorUpkeep.run(stop);
     while (!stop.aborted) {
       await this.#publishAll();
       await delay(this.#publishIntervalMs, stop).catch(() => {});
@@ -160,6 +179,7 @@ export class Supervisor {
     this.#isStopping = true;
     await Promise.all([...this.#running.keys()].map((name) => this.#stop(name)));
     await upkeep;
+    await Promise.race([mirrorUpkeep, delay(MIRROR_PATIENCE_MS)]);
     this.#watch[Symbol.dispose]();
   }
 
@@ -170,6 +190,8 @@ export class Supervisor {
   async reload(config: Config, databases: readonly DatabaseConfig[], maxConcurrentSnapshots: number): Promise<void> {
     const { log } = this.#inputs;
     this.#slots.resize(maxConcurrentSnapshots);
+    // They count at once and restart nothing, so `#buildChanged` leaves them out.
+    applyRateLimits(databases);
     const fresh = await this.#buildChanged(databases);
     const wanted = new Set(databases.map(({ name }) => name));
     // All of them, before any is started: two may have changed places.
@@ -185,7 +207,7 @@ export class Supervisor {
     const fresh = new Map<string, { readonly config: DatabaseConfig; readonly replicator: Replicator }>();
     for (const config of databases) {
       const running = this.#running.get(config.name);
-      if (isDeepStrictEqual(running?.config, config)) continue;
+      if (running !== undefined && isDeepStrictEqual(withoutRates(running.config), withoutRates(config))) continue;
       try {
         fresh.set(config.name, { config, replicator: await this.#build(config) });
       } catch (error) {
@@ -209,20 +231,25 @@ export class Supervisor {
       config,
       replicator,
       stop,
-      ended: Promise.all([replicator.run(stop.signal), this.#sweepUploads(config, replicator, stop.signal)]).then(
-        () => {},
-      ),
+      ended: Promise.all([
+        replicator.run(stop.signal),
+        this.#sweepUploads(config, replicator, stop.signal),
+        // Without the lock another command may be rewriting what is stored.
+        this.#mirrors.get(replicator)?.run(stop.signal, () => replicator.isLocked),
+      ]).then(() => {}),
       published: Promise.resolve(),
     };
     replicator.onChange(() => void this.#publish(running));
+    this.#mirrors.get(replicator)?.onChange(() => void this.#publish(running));
     this.#running.set(config.name, running);
   }
 
-  async #sweepUploads(config: DatabaseConfig, { inputs }: Replicator, stop: AbortSignal): Promise<void> {
+  async #sweepUploads(config: DatabaseConfig, replicator: Replicator, stop: AbortSignal): Promise<void> {
+    const { inputs } = replicator;
     await sweepUploads(
       {
         database: config.name,
-        backends: inputs.destinations.backends,
+        backends: [...inputs.destinations.backends, ...(this.#mirrors.get(replicator)?.backends ?? [])],
         intervalMs: config.multipartSweepIntervalMs,
         minAgeMs: config.multipartMinAgeMs,
         log: inputs.log,
@@ -238,6 +265,7 @@ export class Supervisor {
     await running.ended;
     // The lock is released below: nothing of ours may write any more, for a `reencrypt` may begin.
     await this.#upkeep.left(running.replicator);
+    await Promise.race([this.#mirrorUpkeep.left(running.replicator), delay(MIRROR_PATIENCE_MS)]);
     await this.#publish(running);
     await running.replicator.close();
     this.#running.delete(name);
@@ -248,7 +276,8 @@ export class Supervisor {
     const keys = await loadKeys(config.encryption);
     if (config.encryption.mode === "key-file") await this.#warnOfExposedKey(config.encryption.keyFile);
     const lockStep = config.backends.filter((backend) => !backend.async);
-    return new Replicator({
+    const mirrors = this.#openMirrors(config, keys);
+    const replicator = new Replicator({
       database: config.name,
       path: config.path,
       destinations: new Destinations(
@@ -259,9 +288,17 @@ export class Supervisor {
             openDestination(backend, {
               onNotice: ({ message, hint }) => log.warn(message, { db: config.name, hint }),
             }),
+            (key, sizeBytes) => mirrors?.note(key, sizeBytes),
           ),
           type: backend.type,
         })),
+        {
+          onIncomplete: config.onIncompleteDestination,
+          policy: policyOf(config),
+          highestLevel: config.compactionLevelsMs.length,
+          clock,
+          log: log.child({ db: config.name }),
+        },
       ),
       settings: config,
       convertToWal: config.convertToWal,
@@ -276,6 +313,20 @@ export class Supervisor {
       watch: this.#watch,
       clock,
       log: log.child({ db: config.name }),
+    });
+    if (mirrors !== null) this.#mirrors.set(replicator, mirrors);
+    return replicator;
+  }
+
+  #openMirrors(config: DatabaseConfig, keys: Keys): DatabaseMirrors | null {
+    const { clock, log } = this.#inputs;
+    if (!config.backends.some((backend) => backend.async)) return null;
+    return new DatabaseMirrors(config, keys, {
+      clock,
+      log,
+      slots: this.#mirrorSlots,
+      news: { onNotice: ({ message, hint }) => log.warn(message, { db: config.name, hint }) },
+      watch: (backend) => this.#failures.watch(config.name, backend),
     });
   }
 
@@ -304,6 +355,7 @@ export class Supervisor {
       await replicator.attachment?.lookForHolders();
       const status = this.#report(replicator, identity);
       await writeStatus(statePaths(replicator.path, replicator.inputs.database).status, status);
+      await this.#mirrors.get(replicator)?.publish(replicator.path, identity);
     } catch (error) {
       log.warn("cannot write the status file", { db: replicator.inputs.database, error: describeError(error) });
     }
@@ -316,16 +368,24 @@ export class Supervisor {
 
   #report(replicator: Replicator, identity: ProcessIdentity): StatusFile {
     const { clock } = this.#inputs;
-    return reportStatus(replicator, {
+    const status = reportStatus(replicator, {
       bakeliteVersion: buildInfo.version,
       process: identity,
       startedMs: this.#startedMs,
       nowMs: clock.nowMs(),
       monotonicMs: clock.monotonicMs(),
       publishIntervalMs: this.#publishIntervalMs,
-      limitsUnmet: this.#upkeep.unmetLimits(replicator),
+      limitsUnmet: [...this.#upkeep.unmetLimits(replicator), ...this.#mirrorUpkeep.unmetLimits(replicator)],
     });
+    const mirrors = this.#mirrors.get(replicator)?.destinations ?? [];
+    return { ...status, destinations: [...status.destinations, ...mirrors] };
   }
+}
+
+/** What a reload changes without a restart is left out. */
+function withoutRates(config: DatabaseConfig): DatabaseConfig {
+  const unlimited = { uploadBytesPerSecond: 0, downloadBytesPerSecond: 0 };
+  return { ...config, backends: config.backends.map((backend) => ({ ...backend, ...unlimited })) };
 }
 
 function randomHex(bytes: number): string {

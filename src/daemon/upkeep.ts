@@ -9,6 +9,7 @@ import { delay } from "../util/delay.ts";
 import { formatDuration } from "../util/durations.ts";
 import { type BakeliteError, describeError } from "../util/errors.ts";
 import type { LogFields, Logger } from "../util/logger.ts";
+import type { StoredNews } from "./metrics-backend.ts";
 
 /** When passes are made. Only tests have other times than these. */
 export interface UpkeepTimes {
@@ -45,10 +46,17 @@ export interface UpkeepTarget {
   readonly storedCount: number;
   /** n0 of the full backup that is being taken and of the newest one. */
   readonly fullBackups: () => readonly number[];
+  /** Hears of the change-sets that merging stored. */
+  readonly onStored?: StoredNews | undefined;
 }
 
 /** What a replicator does, as far as it concerns upkeep. */
-export function upkeepTarget(config: DatabaseConfig, replicator: Replicator, stop: AbortSignal): UpkeepTarget {
+export function upkeepTarget(
+  config: DatabaseConfig,
+  replicator: Replicator,
+  stop: AbortSignal,
+  onStored?: StoredNews,
+): UpkeepTarget {
   const { phase, attachment, health, totals, inputs } = replicator;
   const fullBackupCount = Object.values(totals.fullBackupsByReason).reduce((sum, count) => sum + count, 0);
   return {
@@ -62,6 +70,7 @@ export function upkeepTarget(config: DatabaseConfig, replicator: Replicator, sto
       [replicator.attachment?.fullBackups?.underWay?.index, replicator.known.fullBackup?.index].filter(
         (index) => index !== undefined,
       ),
+    onStored,
   };
 }
 
@@ -69,6 +78,11 @@ export interface UpkeepInputs {
   /** As they are at this moment. */
   readonly targets: () => readonly UpkeepTarget[];
   readonly times: UpkeepTimes;
+  /**
+   * Which destinations to see to: those that are shipped to, where change-sets are merged too, or the background mirrors, which only have
+   * theirs deleted and may keep whoever waits for them waiting. Not given: all.
+   */
+  readonly only?: "lock-step" | "mirrors";
   /** `$BAKELITE_STATE_DIR`. */
   readonly stateDirectory: string | undefined;
   readonly clock: Clock;
@@ -152,6 +166,7 @@ export class Upkeep {
   #isDue(target: UpkeepTarget): boolean {
     const { config, stop, isShipping, storedCount } = target;
     if (stop.aborted || !hasUpkeep(config) || !isShipping) return false;
+    if (this.#inputs.only === "mirrors" && !config.backends.some((backend) => backend.async)) return false;
     const { minIntervalMs, maxIntervalMs, changeSetCount } = this.#inputs.times;
     const memory = this.#memoryOf(target);
     const ageMs = this.#inputs.clock.monotonicMs() - memory.lastPassMs;
@@ -192,7 +207,9 @@ export class Upkeep {
   async #makePass(target: UpkeepTarget, memory: Memory, signal: AbortSignal): Promise<void> {
     const { log } = target;
     const startMs = this.#inputs.clock.monotonicMs();
-    await this.#attempt("merge change-sets", memory, log, signal, () => this.#compact(target, memory, signal));
+    // What is merged comes to a mirror as everything does.
+    if (this.#inputs.only !== "mirrors")
+      await this.#attempt("merge change-sets", memory, log, signal, () => this.#compact(target, memory, signal));
     if (signal.aborted) return;
     await this.#attempt("delete what the policy gives up", memory, log, signal, () =>
       this.#prune(target, memory, signal),
@@ -216,7 +233,11 @@ export class Upkeep {
     }
   }
 
-  async #compact({ config, log, fullBackups }: UpkeepTarget, memory: Memory, signal: AbortSignal): Promise<void> {
+  async #compact(
+    { config, log, fullBackups, onStored }: UpkeepTarget,
+    memory: Memory,
+    signal: AbortSignal,
+  ): Promise<void> {
     const { failures } = await compactDatabase(config, {
       dryRun: false,
       nowMs: this.#inputs.clock.nowMs(),
@@ -224,6 +245,7 @@ export class Upkeep {
       findCuts: fullBackups,
       onMerged: ({ key, inputs, inputBytes, sizeBytes }) => {
         memory.hasWorked = true;
+        onStored?.(key, sizeBytes);
         log.debug("merged change-sets", { key, changeSets: inputs.length, inputBytes, sizeBytes });
       },
     });
@@ -250,6 +272,7 @@ export class Upkeep {
         stateDirectory: this.#inputs.stateDirectory,
         frozen: this.#clockJump(),
         leftAlone: this.#denied,
+        only: this.#inputs.only,
         ...(graceMs === undefined ? {} : { policy: { graceMs } }),
         onDeleted: (location, expired) => {
           memory.hasWorked = true;
@@ -288,7 +311,7 @@ export class Upkeep {
     const [unsound] = report.unsound;
     if (report.plan.refused !== null) tell(memory, log, topic, "nothing is deleted", report.plan.refused, fields);
     else if (unsound !== undefined)
-      tell(memory, log, topic, "a merged change-set cannot be read back; what it stands for stays", unsound.error, {
+      tell(memory, log, topic, "an object cannot be read back; what would rest on it stays", unsound.error, {
         ...fields,
         objects: report.unsound.length,
       });

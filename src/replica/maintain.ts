@@ -1,10 +1,11 @@
-import { loadKeys, openDestination } from "../config/assemble.ts";
+import { type DestinationNews, loadKeys, openDestination } from "../config/assemble.ts";
 import type { BackendConfig, DatabaseConfig } from "../config/types.ts";
-import { PLAINTEXT_SEAL, parseMarkName } from "../format/names.ts";
-import { readVerifyMarker } from "../state/verify-marker.ts";
+import { PLAINTEXT_SEAL, parseMarkName, parseName } from "../format/names.ts";
+import { readVerifyMarker, type VerifyRun } from "../state/verify-marker.ts";
 import type { Backend } from "../storage/backend.ts";
 import { buildInfo } from "../util/build-info.ts";
-import { BakeliteError } from "../util/errors.ts";
+import { delay } from "../util/delay.ts";
+import { BakeliteError, describeError } from "../util/errors.ts";
 import { formatTimestamp } from "../util/timestamps.ts";
 import { markedIndexes } from "./catalog.ts";
 import { type CompactReport, compactReplica, type Merged } from "./compact.ts";
@@ -20,6 +21,7 @@ export interface MaintainOptions {
   readonly dryRun: boolean;
   readonly nowMs: number;
   readonly signal?: AbortSignal | undefined;
+  readonly news?: DestinationNews | undefined;
 }
 
 export interface CompactDatabaseOptions extends MaintainOptions {
@@ -42,7 +44,13 @@ export async function compactDatabase(
   if (database.compactionLevelsMs.length === 0) return { merged: [], failures: [], unreadable: [] };
   const { sealKey } = await loadKeys(database.encryption);
   const lockStep = database.backends.filter((backend) => !backend.async);
-  const replica = await openConfiguredReplica({ ...database, backends: lockStep }, { signal: options.signal });
+  const replica = await openConfiguredReplica(
+    { ...database, backends: lockStep },
+    {
+      signal: options.signal,
+      news: options.news,
+    },
+  );
   const report = await compactReplica(replica, {
     levelWindowsMs: database.compactionLevelsMs,
     keepRecent: database.compactionKeepRecent,
@@ -71,6 +79,8 @@ export interface PruneDatabaseOptions extends MaintainOptions {
   readonly frozen?: string | null;
   /** Locations that are left alone. */
   readonly leftAlone?: ReadonlySet<string>;
+  /** Only lock-step destinations, or only mirrors; not given: both. */
+  readonly only?: "lock-step" | "mirrors" | undefined;
   /** Parts of the policy that only a test changes. */
   readonly policy?: Partial<RetentionPolicy>;
   readonly onDeleted?: (location: string, expired: readonly Expiry[]) => void;
@@ -91,21 +101,27 @@ export async function pruneDatabase(
   options: PruneDatabaseOptions,
 ): Promise<readonly DestinationPruned[]> {
   const open = await destinationOpener(database, options.signal);
-  const frozen = options.frozen ?? (await whyFrozen(database, options.stateDirectory));
-  const marks = await findMarks(database, options.signal);
+  const verified = await whyFrozen(database, options.stateDirectory);
+  const marks = await findMarks(database, options.signal, options.only === "lock-step");
   const pruned: DestinationPruned[] = [];
   for (const config of database.backends) {
-    const backend = openDestination(config);
+    const backend = openDestination(config, options.news);
     const { location } = backend;
     if (options.leftAlone?.has(location) === true) continue;
+    if (options.only !== undefined && config.async !== (options.only === "mirrors")) continue;
+    // Marks are set at lock-step destinations, and come to a mirror later than what they keep.
+    const unlistedMarks = config.async ? marks.unknown : null;
     try {
       const replica = await open(backend);
       const report = await pruneReplica(replica, {
-        policy: policyOf(database, options),
-        marks,
-        frozen,
+        policy: { ...(options.mergedOnly ? mergedOnly(database) : policyOf(database)), ...options.policy },
+        marks: marks.indexes,
+        frozen: options.frozen ?? unlistedMarks ?? verified.frozen,
+        damaged: (options.frozen ?? unlistedMarks) === null ? verified.damagedAt(location) : undefined,
         nowMs: options.nowMs,
         dryRun: options.dryRun,
+        // A disk does not look at what lies on it; where reading is paid for, the service does.
+        readsFullBackup: config.type === "file" || config.type === "sftp",
         readBack: readBackAt(location, options),
         signal: options.signal,
         onDeleted: (expired) => options.onDeleted?.(location, expired),
@@ -145,16 +161,18 @@ export async function previewPrune(
   return previews;
 }
 
-function policyOf(database: DatabaseConfig, { mergedOnly, policy }: PruneDatabaseOptions): RetentionPolicy {
-  const { compactionKeepMs: mergedKeepMs, compactionKeepRecent: keepRecent } = database;
-  const history = mergedOnly
-    ? { retentionMs: 0, maxBackups: 0, maxTotalSizeBytes: 0 }
-    : {
-        retentionMs: database.retentionMs,
-        maxBackups: database.maxBackups,
-        maxTotalSizeBytes: database.maxTotalSizeBytes,
-      };
-  return { mergedKeepMs, keepRecent, ...history, ...policy };
+/** What the configuration of a database says of deleting. */
+export function policyOf(database: DatabaseConfig): RetentionPolicy {
+  const { retentionMs, maxBackups, maxTotalSizeBytes } = database;
+  return { ...mergedOnly(database), retentionMs, maxBackups, maxTotalSizeBytes };
+}
+
+/** As `policyOf`, without giving up any history. */
+function mergedOnly({
+  compactionKeepMs: mergedKeepMs,
+  compactionKeepRecent: keepRecent,
+}: DatabaseConfig): RetentionPolicy {
+  return { mergedKeepMs, keepRecent, retentionMs: 0, maxBackups: 0, maxTotalSizeBytes: 0 };
 }
 
 function readBackAt(location: string, { readBack }: PruneDatabaseOptions): Set<string> {
@@ -180,39 +198,82 @@ async function destinationOpener(
 async function findMarks(
   { name, backends }: DatabaseConfig,
   signal: AbortSignal | undefined,
-): Promise<readonly number[]> {
-  const found = await Promise.all(backends.map((backend) => marksAt(name, backend, signal)));
-  return [...new Set(found.flat())].sort((a, b) => a - b);
+  isBackground: boolean,
+): Promise<KnownMarks> {
+  const nowhere = { indexes: [], unknown: null };
+  const found = await Promise.all(
+    backends.map((backend) => {
+      const marks = marksAt(name, backend, signal);
+      // A mirror that hangs is not waited for on account of marks, which lie elsewhere too.
+      return isBackground && backend.async
+        ? Promise.race([marks, delay(MIRROR_PATIENCE_MS).then(() => nowhere)])
+        : marks;
+    }),
+  );
+  return {
+    indexes: [...new Set(found.flatMap(({ indexes }) => indexes))].sort((a, b) => a - b),
+    unknown: found.find(({ unknown }) => unknown !== null)?.unknown ?? null,
+  };
 }
 
-async function marksAt(
-  name: string,
-  config: BackendConfig,
-  signal: AbortSignal | undefined,
-): Promise<readonly number[]> {
+interface KnownMarks {
+  readonly indexes: readonly number[];
+  /** Why there may be more at a lock-step destination; null: there are none. */
+  readonly unknown: string | null;
+}
+
+const MIRROR_PATIENCE_MS = 10_000;
+
+async function marksAt(name: string, config: BackendConfig, signal: AbortSignal | undefined): Promise<KnownMarks> {
   const indexes: number[] = [];
+  const backend = openDestination(config);
   try {
     const call = signal === undefined ? {} : { signal };
-    for await (const { key } of openDestination(config).list(`${name}/keep/`, call)) {
+    for await (const { key } of backend.list(`${name}/keep/`, call)) {
       const mark = parseMarkName(key.slice(name.length + 1));
       if (mark !== null) indexes.push(mark.index);
     }
   } catch (error) {
-    failureOfDestination(error);
+    const reason = describeError(failureOfDestination(error));
+    const unknown = config.async ? null : `the marks at ${backend.location} cannot be listed: ${reason}`;
+    return { indexes, unknown };
   }
-  return indexes;
+  return { indexes, unknown: null };
+}
+
+/** What the last verify has against deleting. */
+interface Verified {
+  readonly frozen: string | null;
+  /** As `RetentionInputs.damaged`, for the destination at `location`. */
+  readonly damagedAt: (location: string) => ReadonlySet<string> | undefined;
 }
 
 /** After a verify that found problems nothing is deleted until one is clean: what looks superfluous may be all there is. */
-async function whyFrozen({ name, path }: DatabaseConfig, stateDirectory: string | undefined): Promise<string | null> {
+async function whyFrozen({ name, path }: DatabaseConfig, stateDirectory: string | undefined): Promise<Verified> {
   const marker = markerPath(await findStatePaths(path, name), name, stateDirectory);
   const read = marker === null ? null : await readVerifyMarker(marker);
-  if (read === null || read.outcome === "missing") return null;
-  if (read.outcome === "corrupt")
-    return `what the last verify found cannot be read (${marker}: ${read.reason}); run \`bakelite verify\``;
-  if (read.value.last_run.outcome === "clean") return null;
-  const at = formatTimestamp(Date.parse(read.value.last_run.finished_at));
-  return `the last verify (${at}) found problems; run \`bakelite verify\` again once they are mended`;
+  const nothing = { frozen: null, damagedAt: () => undefined };
+  if (read === null || read.outcome === "missing") return nothing;
+  if (read.outcome === "corrupt") {
+    const frozen = `what the last verify found cannot be read (${marker}: ${read.reason}); run \`bakelite verify\``;
+    return { ...nothing, frozen };
+  }
+  const { last_run: run } = read.value;
+  if (run.outcome === "clean") return nothing;
+  const at = formatTimestamp(Date.parse(run.finished_at));
+  const frozen = `the last verify (${at}) found problems; run \`bakelite verify\` again once they are mended`;
+  return { frozen, damagedAt: (location) => damagedObjects(name, location, run) };
+}
+
+/** The keys of the damaged objects there, if those are all that verify found anywhere; else undefined. */
+function damagedObjects(name: string, location: string, run: VerifyRun): ReadonlySet<string> | undefined {
+  const prefix = `${name}/`;
+  const keys = run.problems.flatMap(({ kind, destination, key }) => {
+    const isObject = kind === "corrupt" && destination === location && key?.startsWith(prefix) === true;
+    const below = isObject ? key.slice(prefix.length) : null;
+    return below === null || parseName(below) === null ? [] : [below];
+  });
+  return keys.length === run.problem_count ? new Set(keys) : undefined;
 }
 
 /** `error` when it concerns one destination; throws it when it ends all the work. */

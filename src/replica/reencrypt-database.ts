@@ -1,6 +1,6 @@
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
-import { loadKeys, openDestination } from "../config/assemble.ts";
+import { type DestinationNews, loadKeys, openDestination } from "../config/assemble.ts";
 import type { DatabaseConfig } from "../config/types.ts";
 import type { SealKey } from "../format/envelope.ts";
 import { acquireInstanceLock, type InstanceLock } from "../state/instance-lock.ts";
@@ -18,6 +18,7 @@ export interface ReencryptRequest
   /** The operator says that the database is not on this host, and that no daemon follows it anywhere. */
   readonly withoutDatabase: boolean;
   readonly nowMs: () => number;
+  readonly news?: DestinationNews | undefined;
 }
 
 export interface ReencryptOutcome {
@@ -44,7 +45,7 @@ export async function reencryptDatabase(
   await using _lock = dryRun ? null : await lock(database, request);
   const work = await planReencryption({
     database: database.name,
-    backends: database.backends.map((backend) => openDestination(backend)),
+    backends: database.backends.map((backend) => openDestination(backend, request.news)),
     sealKey,
     oldKeys: withoutKey(oldKeys, sealKey),
     compressionLevel: database.compressionLevel,

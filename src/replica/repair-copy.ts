@@ -1,10 +1,10 @@
 import { type Backend, type ByteSource, bytesSource, type CallOptions } from "../storage/backend.ts";
 import { BakeliteError } from "../util/errors.ts";
 import { keyOf, type ReplicaObject } from "./catalog.ts";
+import { GuardedCopy } from "./guarded-copy.ts";
 import { agrees, type Healing } from "./repair-plan.ts";
 import { type RepairScan, type SoundVerdict, WHOLE_OBJECT_BYTES } from "./repair-scan.ts";
 import type { Replica } from "./replica.ts";
-import { StoredHash } from "./stored-hash.ts";
 
 export interface HealOptions {
   readonly signal?: AbortSignal | undefined;
@@ -44,7 +44,12 @@ export async function healObject(
       if (sound === null || origin === undefined || scan.isDown(source.destination)) continue;
       const copy = new GuardedCopy(
         origin,
-        { key: keyOf(replica.database, source), source, sound, onBytes: (bytes) => scan.collect(bytes) },
+        {
+          key: keyOf(replica.database, source),
+          sizeBytes: source.sizeBytes,
+          sha256: sound.sha256,
+          onBytes: (bytes) => scan.collect(bytes),
+        },
         options.signal,
       );
       try {
@@ -154,88 +159,6 @@ async function noteSource(
   }
   const verdict = failure.code === "replica-missing" ? { kind: "gone" as const } : await scan.check(source, options);
   if (verdict !== null) scan.remember(source, verdict);
-}
-
-interface Original {
-  readonly key: string;
-  readonly source: ReplicaObject;
-  readonly sound: SoundVerdict;
-  /** Hears of the bytes that pass through the memory. */
-  readonly onBytes: (bytes: number) => void;
-}
-
-/**
- * The bytes of a sound object, which can be read again. The last piece is held back until all of them have matched the SHA-256 that
- * was found when the object was checked whole: a put of anything else ends in an error, and leaves nothing.
- */
-class GuardedCopy implements ByteSource {
-  readonly sizeBytes: number;
-  readonly replayable = true;
-  /** What is wrong with the source, as against whoever takes its bytes; null: nothing. */
-  failure: BakeliteError | null = null;
-  readonly #origin: Backend;
-  readonly #key: string;
-  readonly #sha256: string;
-  readonly #onBytes: (bytes: number) => void;
-  readonly #signal: AbortSignal | undefined;
-
-  constructor(origin: Backend, { key, source, sound, onBytes }: Original, signal: AbortSignal | undefined) {
-    this.sizeBytes = source.sizeBytes;
-    this.#origin = origin;
-    this.#key = key;
-    this.#sha256 = sound.sha256;
-    this.#onBytes = onBytes;
-    this.#signal = signal;
-  }
-
-  async readWhole(): Promise<Uint8Array> {
-    return Buffer.concat(await Array.fromAsync(this.open()));
-  }
-
-  async *open(): AsyncGenerator<Uint8Array, void> {
-    this.failure = null;
-    const hash = new StoredHash();
-    let held: Uint8Array | null = null;
-    for await (const piece of this.#read()) {
-      hash.add(piece);
-      this.#onBytes(piece.length);
-      if (held !== null) yield held;
-      held = piece;
-    }
-    if (hash.finish() !== this.#sha256)
-      throw this.#fail(
-        new BakeliteError("replica-corrupt", "the object that was to be copied has changed since it was read", {
-          subject: this.#subject,
-          hint: "run the command again; if it comes back, run `bakelite verify`",
-        }),
-      );
-    if (held !== null) yield held;
-  }
-
-  async *#read(): AsyncGenerator<Uint8Array, void> {
-    try {
-      const call = this.#signal === undefined ? {} : { signal: this.#signal };
-      const stream = await this.#origin.get(this.#key, call);
-      if (stream === null)
-        throw new BakeliteError("replica-missing", "the object that was to be copied is no longer there", {
-          subject: this.#subject,
-          hint: "run the command again",
-        });
-      yield* stream;
-    } catch (error) {
-      if (!(error instanceof BakeliteError) || error.code === "interrupted" || error.code === "internal") throw error;
-      throw this.#fail(error);
-    }
-  }
-
-  get #subject(): string {
-    return `${this.#origin.location}/${this.#key}`;
-  }
-
-  #fail(error: BakeliteError): BakeliteError {
-    this.failure = error;
-    return error;
-  }
 }
 
 function callOptions({ signal }: HealOptions): CallOptions {

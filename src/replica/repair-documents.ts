@@ -336,7 +336,8 @@ function matchesFooter(bytes: Uint8Array): boolean {
   return hash.finish() !== null;
 }
 
-function isNewer(a: CurrentHint, b: CurrentHint): boolean {
+/** Which of two `CURRENT` was written later: by what they name, then by their time. */
+export function isNewer(a: CurrentHint, b: CurrentHint): boolean {
   if (a.full !== b.full) return a.full > b.full;
   if (a.index !== b.index) return a.index > b.index;
   return a.writtenMs > b.writtenMs;

@@ -1,9 +1,8 @@
-import { PLAINTEXT_SEAL } from "../format/names.ts";
 import { type Catalog, keyBelow, type ReplicaObject } from "./catalog.ts";
 import type { ObjectFacts } from "./facts.ts";
+import { catalogOf, expiredIn, findMissing, keepUseful, statesOf } from "./fill.ts";
 import { LineageGraph, type PathPreferences } from "./paths.ts";
 import type { Verdict } from "./repair-scan.ts";
-import { planRetention } from "./retention-plan.ts";
 import type { RetentionPolicy } from "./retention-policy.ts";
 
 /** Everything that a decision about repairing is made of. */
@@ -235,99 +234,41 @@ class RepairPlanner {
 
   /** What each destination is about to delete, by its own catalog. */
   #findExpired(): ReadonlySet<ReplicaObject> {
+    const { catalog, destinationCount, isDown } = this.#inputs;
     const expired = new Set<ReplicaObject>();
-    for (let destination = 0; destination < this.#inputs.destinationCount; destination++) {
-      if (this.#inputs.isDown(destination)) continue;
-      const catalog = this.#catalogAt(destination, (object) => object.destination === destination);
-      for (const object of this.#expiredIn(catalog)) expired.add(object);
+    for (let destination = 0; destination < destinationCount; destination++) {
+      if (isDown(destination)) continue;
+      const own = catalogOf(catalog, destination, (object) => object.destination === destination);
+      for (const object of this.#expiredIn(own)) expired.add(object);
     }
     return expired;
   }
 
-  /**
-   * Without the grace that protects restores under way: what is going to be deleted in ten minutes is not to be copied now. What a
-   * failed verify or a refused pass keeps is kept for the sake of caution only.
-   */
   #expiredIn(catalog: Catalog): readonly ReplicaObject[] {
-    const { preferences, policy, marks, nowMs } = this.#inputs;
-    const { expired } = planRetention({
-      catalog,
-      knowledge: (object) => this.#factsOf(object) ?? "unusable",
-      preferences,
-      policy: { ...policy, graceMs: 0 },
-      marks,
-      frozen: null,
-      nowMs,
+    return expiredIn(catalog, { ...this.#inputs, knowledge: (object) => this.#factsOf(object) ?? "unusable" }).expired;
+  }
+
+  #findMissing(target: number, expired: ReadonlySet<ReplicaObject>, replaced: readonly Healing[]): readonly Healing[] {
+    const frontier = this.#ownHistoryFrom(target);
+    const { candidates } = findMissing({
+      objects: this.#objects.filter(({ last }) => last < frontier),
+      target,
+      seal: this.#inputs.preferences.seal,
+      isSound: (object) => this.#factsOf(object) !== null && !this.#forks.has(object),
+      isExpired: (object) => expired.has(object),
+      isGone: (object) => this.#inputs.verdictOf(object)?.kind === "gone",
     });
-    return expired.map(({ object }) => object);
-  }
-
-  /** The objects that `accept` takes, as if one destination held them all. */
-  #catalogAt(destination: number, accept: (object: ReplicaObject) => boolean): Catalog {
-    const { catalog } = this.#inputs;
-    return {
-      database: catalog.database,
-      fulls: catalog.fulls.filter(accept),
-      levels: catalog.levels.map((level) => level.filter(accept)),
-      changeSets: catalog.changeSets.filter(accept),
-      twins: new Map(),
-      current: [catalog.current[destination] ?? null],
-      manifest: [catalog.manifest[destination] ?? null],
-      marks: catalog.marks.filter((mark) => mark.destination === destination),
-      anomalies: [],
-      anomalyCount: 0,
-    };
-  }
-
-  #findMissing(
-    destination: number,
-    expired: ReadonlySet<ReplicaObject>,
-    replaced: readonly Healing[],
-  ): readonly Healing[] {
-    const frontier = this.#ownHistoryFrom(destination);
-    const candidates = new Map<ReplicaObject, readonly ReplicaObject[]>();
-    for (const copies of this.#copies.values()) {
-      const [sample] = copies;
-      if (sample === undefined || sample.last >= frontier) continue;
-      const sound = this.#soundCopies(sample).filter((copy) => !expired.has(copy));
-      const [first] = sound;
-      if (first === undefined || sound.some((copy) => copy.destination === destination)) continue;
-      // It is being given up there: its copy here, if it has one, was so too.
-      if (this.#soundCopies(sample).some((copy) => copy.destination === destination)) continue;
-      const isTaken = copies.some((copy) => copy.destination === destination && copy.seal === first.seal);
-      const isThere = copies.some(
-        (copy) => copy.destination === destination && this.#inputs.verdictOf(copy)?.kind === "gone",
-      );
-      if (isTaken && !isThere) continue;
-      const sources = sound.filter(({ seal }) => seal === first.seal);
-      candidates.set(first, sources);
-    }
-    if (candidates.size === 0) return [];
-
-    const stands = new Set<ReplicaObject>(candidates.keys());
-    for (const healing of replaced) {
-      const [source] = healing.sources;
-      if (healing.destination === destination && source !== undefined) stands.add(source);
-    }
-    const catalog = this.#catalogAt(
-      destination,
-      (object) => (object.destination === destination || stands.has(object)) && !this.#forks.has(object),
-    );
-    const doomed = new Set(this.#expiredIn(catalog));
-    const graph = this.#graphOf(catalog, (object) => (doomed.has(object) ? null : this.#factsOf(object)));
-    const useless = new Set([...graph.unreached, ...graph.forks]);
-    const missing: Healing[] = [];
-    for (const [object, sources] of candidates) {
-      if (doomed.has(object) || useless.has(object)) continue;
-      if (this.#wouldBare(object)) this.#trouble("plaintext", object);
-      else missing.push({ action: "add", destination, damaged: null, sources });
-    }
-    return missing;
-  }
-
-  /** Whoever encrypts does not want plaintext carried to yet another place: that cannot be taken back. */
-  #wouldBare({ seal }: ReplicaObject): boolean {
-    return seal === PLAINTEXT_SEAL && this.#inputs.preferences.seal !== PLAINTEXT_SEAL;
+    const { missing, bare } = keepUseful(candidates, {
+      target,
+      catalog: this.#inputs.catalog,
+      stands: replaced.flatMap(({ destination, sources }) => (destination === target ? sources.slice(0, 1) : [])),
+      forks: this.#forks,
+      preferences: this.#inputs.preferences,
+      knowledge: (object) => this.#factsOf(object) ?? "unusable",
+      expiredIn: (catalog) => this.#expiredIn(catalog),
+    });
+    for (const object of bare) this.#trouble("plaintext", object);
+    return missing.map(({ sources }) => ({ action: "add", destination: target, damaged: null, sources }));
   }
 
   /**
@@ -348,11 +289,6 @@ interface Neighbours {
   readonly results: ReadonlyMap<string, readonly string[]>;
   /** Lineages, by destination and the index that a change-set leads away from. */
   readonly parents: ReadonlyMap<string, readonly string[]>;
-}
-
-/** Equal for objects that lead between the same states, whatever their seal and destination. */
-function statesOf({ kind, level, first, last }: ReplicaObject): string {
-  return `${kind} ${level} ${first} ${last}`;
 }
 
 /** Whether two objects of one name say the same of the history; how they are encoded does not matter. */

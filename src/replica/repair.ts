@@ -1,8 +1,10 @@
+import type { DestinationNews } from "../config/assemble.ts";
 import type { DatabaseConfig } from "../config/types.ts";
 import { PLAINTEXT_SEAL } from "../format/names.ts";
 import { BakeliteError } from "../util/errors.ts";
 import { keyOf, markedIndexes, type ReplicaObject } from "./catalog.ts";
 import { openConfiguredReplica } from "./configured.ts";
+import { policyOf } from "./maintain.ts";
 import { type HealOutcome, healObject } from "./repair-copy.ts";
 import { type DocumentRepair, repairDocuments } from "./repair-documents.ts";
 import { type Healing, type LostPoints, planRepair, type RepairPlan, type TroubleKind } from "./repair-plan.ts";
@@ -17,6 +19,7 @@ export interface RepairOptions {
   readonly nowMs: number;
   readonly signal?: AbortSignal | undefined;
   readonly progress?: RepairProgress | undefined;
+  readonly news?: DestinationNews | undefined;
 }
 
 /** Hears how far it is. */
@@ -100,17 +103,11 @@ const MAX_REFUSALS = 10;
  */
 export async function repairDatabase(database: DatabaseConfig, options: RepairOptions): Promise<RepairReport> {
   if (database.backends.length < 2) return nothingToHealFrom(database.name);
-  const replica = await openConfiguredReplica(database, { signal: options.signal });
+  const replica = await openConfiguredReplica(database, { signal: options.signal, news: options.news });
   return await repairReplica(replica, {
     ...options,
     highestLevel: database.compactionLevelsMs.length,
-    policy: {
-      mergedKeepMs: database.compactionKeepMs,
-      keepRecent: database.compactionKeepRecent,
-      retentionMs: database.retentionMs,
-      maxBackups: database.maxBackups,
-      maxTotalSizeBytes: database.maxTotalSizeBytes,
-    },
+    policy: policyOf(database),
   });
 }
 

@@ -319,7 +319,8 @@ class Judge {
     if (elsewhere && this.#evidence.isMirror[destination] === true) {
       this.#warning("behind", destination, key, {
         message,
-        nextStep: "wait for the mirror to catch up (`bakelite status`)",
+        nextStep:
+          "wait for the mirror to catch up (`bakelite status`); what was lost there comes back within a day, or with `bakelite repair`",
       });
       return;
     }

@@ -15,6 +15,8 @@ export interface AdoptInputs {
   readonly machine: MachineIdentity;
   /** The operator said that this daemon is the only writer from now on. */
   readonly takeOver: boolean;
+  /** A destination of this replica does not answer, so what it holds is out of sight. */
+  readonly isBlind?: boolean;
   readonly nowMs: number;
   readonly log: Logger;
 }
@@ -32,6 +34,9 @@ export interface Adoption {
   readonly highestIndex: number;
 }
 
+/** So many indexes may be taken by objects that are out of sight: the first change-set steps over them all. */
+const OUT_OF_SIGHT = 65_535;
+
 /** A newest object younger than this, by the destination's clock, may have been written by a daemon that lives. */
 const LIVING_WRITER_MS = 10 * 60 * 1000;
 
@@ -46,7 +51,20 @@ export async function adopt(inputs: AdoptInputs): Promise<Adoption> {
   let highestIndex = Math.max(cursor?.index ?? 0, cursor?.attempted?.index ?? 0);
   for (const { last } of [...fulls, ...changeSets]) highestIndex = Math.max(highestIndex, last);
   const adopted = cursor === null ? await adoptFromReplica(inputs) : await adoptFromCursor(inputs, cursor);
+  // What the reachable destinations show of the cursor's state is all there is: it names the one put that may be elsewhere.
+  const isProven = cursor !== null && adopted.fullBackup !== null && adopted.beyondCursor !== "other objects";
+  if (inputs.isBlind === true && !isProven) highestIndex += OUT_OF_SIGHT;
   return { ...adopted, highestIndex };
+}
+
+/** Whether one destination by itself holds a full backup and, by their names, the change-sets from it to `state`. */
+export async function leadsTo(
+  replica: Replica,
+  state: Pick<StoredState, "index" | "chain">,
+  destination: number,
+): Promise<FullBackupRecord | null> {
+  const fullBackup = await newestFullBackup(replica, state, null, destination);
+  return fullBackup !== null && coversByName(replica, fullBackup, state.index, destination) ? fullBackup : null;
 }
 
 async function adoptFromCursor(inputs: AdoptInputs, cursor: Cursor): Promise<Omit<Adoption, "highestIndex">> {
@@ -147,11 +165,12 @@ async function refuseStrangersReplica({ replica, takeOver }: AdoptInputs, cursor
 }
 
 /** Whether names alone say that a path leads from the full backup to `index`; verify looks closer. */
-function coversByName(replica: Replica, fullBackup: FullBackupRecord, index: number): boolean {
+function coversByName(replica: Replica, fullBackup: FullBackupRecord, index: number, at?: number): boolean {
   const { fulls, changeSets } = replica.catalog;
   if (!fulls.some((full) => full.first === fullBackup.index)) return false;
   let reached = fullBackup.index;
-  for (const { first, last } of changeSets) {
+  for (const { first, last, destination } of changeSets) {
+    if (at !== undefined && destination !== at) continue;
     if (first > reached + 1) break;
     reached = Math.max(reached, last);
   }
@@ -161,10 +180,12 @@ function coversByName(replica: Replica, fullBackup: FullBackupRecord, index: num
 /** As the replica has it, for one may be stored that the cursor does not know; what the cursor knows of it is kept. */
 async function newestFullBackup(
   replica: Replica,
-  newest: StoredState,
+  newest: Pick<StoredState, "index" | "chain">,
   known: FullBackupRecord | null,
+  at?: number,
 ): Promise<FullBackupRecord | null> {
   for (const object of replica.catalog.fulls.toReversed()) {
+    if (at !== undefined && object.destination !== at) continue;
     const opened = await replica.trailers.open(object);
     if (opened === null || opened.reader.header.chain !== newest.chain) continue;
     if (opened.reader.trailer.settled > newest.index) continue;

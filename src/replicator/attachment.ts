@@ -8,6 +8,7 @@ import { type Cursor, readCursor } from "../state/cursor.ts";
 import type { statePaths } from "../state/layout.ts";
 import type { LedgerFile } from "../state/ledger-file.ts";
 import { type MachineIdentity, readMachineIdentity } from "../state/machine.ts";
+import type { Backend } from "../storage/backend.ts";
 import { backoffDelayMs } from "../util/backoff.ts";
 import type { Clock } from "../util/clock.ts";
 import { delay } from "../util/delay.ts";
@@ -19,11 +20,13 @@ import { type Adoption, adopt } from "./adopt.ts";
 import { CaptureLoop, type EndOfFollowing, FollowingEnded } from "./capture-loop.ts";
 import { compareWithLedger } from "./compare.ts";
 import { type Destinations, isDestinationFailure } from "./destinations.ts";
+import { Filling } from "./filling.ts";
 import type { FullBackupReason } from "./full-backup.ts";
 import { FullBackups } from "./full-backups.ts";
 import type { Health } from "./health.ts";
 import { openLedgerAt } from "./ledger.ts";
 import { LocalState } from "./local-state.ts";
+import { findAnswering, muster } from "./muster.ts";
 import { PendingSet } from "./pending.ts";
 import { Shipper } from "./shipper.ts";
 import type { StoredState } from "./stored-state.ts";
@@ -96,11 +99,14 @@ export class Attachment {
   readonly #proven: boolean;
   readonly #local: LocalState;
   readonly holders: WalHolders;
+  readonly #beganMs: number;
   #closed = false;
   #isCurrentStale = false;
   #shipper: Shipper | null = null;
   #fullBackups: FullBackups | null = null;
   #starting: Starting | null = { detail: "attaching", progress: null };
+  /** Finds out where the destinations stand, once it is known what is gone on from. */
+  #muster: (state: StoredState | null, index: number) => Promise<void> = async () => {};
 
   private constructor(
     inputs: AttachmentInputs,
@@ -112,6 +118,7 @@ export class Attachment {
     this.#pending = pending;
     this.#cursor = cursor;
     this.#machine = machine;
+    this.#beganMs = inputs.clock.monotonicMs();
     const sameFile = cursor?.device === String(follower.device) && cursor.inode === String(follower.inode);
     const samePages = cursor?.pageSizeBytes === follower.pageSizeBytes;
     const continuity = follower.attach(sameFile && samePages ? cursor : null);
@@ -130,9 +137,10 @@ export class Attachment {
       newSession: inputs.randomHex(16),
       machine,
       file: { device: follower.device, inode: follower.inode },
-      locations: inputs.destinations.backends.map((backend) => backend.location),
+      positions: () => positionsOf(inputs.destinations, this.#shipper?.stored.index ?? 0),
       keyFingerprint: inputs.sealKey?.fingerprint ?? null,
     });
+    inputs.destinations.follow(() => this.#shipper?.newestIndex ?? 0, inputs.onChange);
     this.#capture = new CaptureLoop({
       follower,
       clock: inputs.clock,
@@ -248,7 +256,17 @@ export class Attachment {
       while ((await this.#retrying(both, () => fullBackups.takeIfDue(both))) !== "stopped")
         await fullBackups.wait(both);
     };
-    await untilOneEnds([ship(), backUp()], () => inner.abort());
+    const filling = new Filling({
+      database: this.#inputs.database,
+      destinations: this.#inputs.destinations,
+      shipper,
+      fullBackups,
+      local: this.#local,
+      clock: this.#inputs.clock,
+      log: this.#inputs.log,
+      openReplica: (inFilling, backends) => this.#openReplica(inFilling, backends),
+    });
+    await untilOneEnds([ship(), backUp(), filling.run(both)], () => inner.abort());
   }
 
   /** Calls `work` again, after a while, as long as a destination is what fails. */
@@ -279,17 +297,33 @@ export class Attachment {
   async #adopt(signal: AbortSignal): Promise<FullBackupReason | null> {
     const { takeOver, clock, log, paths } = this.#inputs;
     this.#starting = { detail: "reading the replica", progress: null };
-    const replica = await this.#openReplica(signal);
+    const { database, destinations } = this.#inputs;
+    const answering = await findAnswering(destinations, database, signal);
+    const replica = await this.#openReplica(
+      signal,
+      answering.map(({ backend }) => backend),
+    );
+    const isBlind = answering.length - replica.trailers.failedDestinations.size < destinations.all.length;
+    if (isBlind && destinations.isStrict) for (const error of replica.trailers.failedDestinations.values()) throw error;
     await this.#refuseToGoOnInPlaintext(replica);
     const adoption = await adopt({
       replica,
       cursor: this.#cursor,
       machine: this.#machine,
       takeOver,
+      isBlind,
       nowMs: clock.nowMs(),
       log,
     });
+    this.#muster = async (state, index) => {
+      await muster(destinations, { replica, answering, state, index, cursor: this.#cursor, signal });
+      for (const [position, error] of replica.trailers.failedDestinations) {
+        const member = answering[position];
+        if (member !== undefined) destinations.leaveOut(member, error);
+      }
+    };
     const { newest } = adoption;
+    if (isBlind && adoption.fullBackup === null) this.#waitForUnseen();
     const hasOtherSeals = this.#hasOtherSealsOnly(replica);
     const unreadable = hasOtherSeals ? "encryption changed" : "replica unreadable";
     if (newest === null)
@@ -297,6 +331,7 @@ export class Attachment {
     if (newest.pageSizeBytes !== this.#follower.pageSizeBytes) return this.#startChain(adoption, "page size changed");
     const at = await openLedgerAt(paths.pages, replica, newest, log);
     if (at === null) {
+      if (isBlind) this.#waitForUnseen();
       // A chain whose first full backup was never finished leaves nothing behind that could be read.
       const unfinished = replica.catalog.fulls.every((full) => {
         const known = replica.trailers.knowledge(full);
@@ -312,6 +347,19 @@ export class Attachment {
     if (adoption.fullBackup !== null) return null;
     const isDamaged = replica.catalog.fulls.some((full) => replica.trailers.knowledge(full) === "unusable");
     return isDamaged ? "replica unreadable" : "destination gap";
+  }
+
+  /**
+   * What leads on may be where nobody answers just now, as when the network is not up yet. Throws that destination's failure, to
+   * try again, for a while: to go on without it takes a full backup.
+   */
+  #waitForUnseen(): void {
+    const { destinations, clock } = this.#inputs;
+    if (clock.monotonicMs() - this.#beganMs >= destinations.times.aloneMs) return;
+    const error = destinations.all.find(({ standing }) => standing === "out")?.health.lastError;
+    throw new BakeliteError("storage-unreachable", error?.message ?? "a destination does not answer", {
+      hint: "check the destinations; without this one a full backup is taken",
+    });
   }
 
   /** Goes on in the chain of `stored`, after a comparison if nothing proves that every change since was seen. */
@@ -335,6 +383,7 @@ export class Attachment {
         position = this.#isStored(stored) ? this.#follower.position : null;
       }
       const state = { ...stored, position };
+      await this.#muster(state, state.index);
       this.#local.stored(state);
       this.#local.tookFullBackup(adoption.fullBackup);
       this.#shipper = this.#makeShipper(state, ledger, adoption.highestIndex);
@@ -394,6 +443,7 @@ export class Attachment {
       position: this.#follower.position,
       ...stampState(adoption.newest ?? this.#cursor, index, clock.nowMs()),
     };
+    await this.#muster(null, index);
     this.#local.stored(stored);
     this.#local.tookFullBackup(null);
     this.#shipper = this.#makeShipper(stored, null, index);
@@ -473,11 +523,11 @@ export class Attachment {
     };
   }
 
-  async #openReplica(signal: AbortSignal): Promise<Replica> {
+  async #openReplica(signal: AbortSignal, backends: readonly Backend[] = []): Promise<Replica> {
     const { database, destinations, keys, sealKey, acceptPlaintext } = this.#inputs;
     return await Replica.open({
       database,
-      backends: destinations.backends,
+      backends: backends.length > 0 ? backends : destinations.readable,
       keys,
       seal: sealKey?.fingerprint ?? PLAINTEXT_SEAL,
       acceptPlaintext,
@@ -530,6 +580,7 @@ export class Attachment {
 
   async #close(): Promise<void> {
     this.#closed = true;
+    await this.#inputs.destinations.settle();
     await this.#capture.settled();
     try {
       await this.#shipper?.ledger?.close();
@@ -537,6 +588,16 @@ export class Attachment {
       this.#follower.close();
     }
   }
+}
+
+/** What the cursor says of each destination. */
+function positionsOf({ all }: Destinations, index: number): Cursor["destinations"] {
+  return Object.fromEntries(
+    all.map((member) => {
+      const reached = member.standing === "whole" ? index : Math.min(index, member.index ?? 0);
+      return [member.backend.location, { index: reached, ...(member.isComplete ? {} : { incomplete: true }) }];
+    }),
+  );
 }
 
 /** Waits for all; when the first of them ends, in whatever way, tells the others to. Throws the first failure. */

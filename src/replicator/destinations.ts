@@ -1,78 +1,210 @@
 import { footerSha256 } from "../format/decode.ts";
 import { encodeDocument } from "../format/encode.ts";
 import type { ObjectHeader } from "../format/header.ts";
-import { currentKey, type ObjectName, objectKey } from "../format/names.ts";
+import { currentKey, objectKey } from "../format/names.ts";
+import { copyObject } from "../replica/fill-copy.ts";
+import type { RetentionPolicy } from "../replica/retention-policy.ts";
 import { type Backend, type ByteSource, bytesSource } from "../storage/backend.ts";
-import { BakeliteError } from "../util/errors.ts";
+import { type Clock, systemClock } from "../util/clock.ts";
+import { delay } from "../util/delay.ts";
+import { BakeliteError, describeError } from "../util/errors.ts";
+import { linkSignals } from "../util/linked-signal.ts";
+import { type Logger, silentLogger } from "../util/logger.ts";
+import { Wakeup } from "../util/wakeup.ts";
+import { type EncodedObject, FOOTER_BYTES, type StoredBytes } from "./encoded-object.ts";
+import { FanOut } from "./fan-out.ts";
+import { type Destination, Member } from "./member.ts";
 
-/** One lock-step destination of a database. */
-export interface Destination {
-  readonly backend: Backend;
-  /** `file`, `s3` …, for people. */
-  readonly type: string;
+/** What becomes of a destination that lacks what another one has: `on_incomplete_destination` in the config. */
+export type OnIncomplete = "backfill" | "refuse" | "warn";
+
+/** How long what is waited for. Only tests have other times than these. */
+export interface DestinationTimes {
+  /** Once one destination has a change-set, the others are waited for so long. */
+  readonly patienceMs: number;
+  /** The same of a full backup, which delays no change-set. */
+  readonly fullPatienceMs: number;
+  /** A destination that has not answered a listing by then is left aside. */
+  readonly answerMs: number;
+  /** After so long without any other destination, one that answers goes on alone. */
+  readonly aloneMs: number;
+  /** How often a destination is asked whether it still has the newest full backup. */
+  readonly checkMs: number;
+  /** The upper bound of the first wait before a destination that failed is tried again. */
+  readonly retryBaseMs: number;
 }
 
-/** An encoded object that can be stored again and again, because its bytes are kept or it is written to one place only. */
-export interface EncodedObject {
-  readonly name: ObjectName;
-  readonly source: ByteSource;
-  /** SHA-256 in the footer; known once the source was read to its end. */
-  footerSha256(): Uint8Array | null;
-  /** Bytes that the source gave, once read to its end. */
-  sizeBytes(): number;
+const TIMES: DestinationTimes = {
+  patienceMs: 5000,
+  fullPatienceMs: 60_000,
+  answerMs: 30_000,
+  aloneMs: 30_000,
+  checkMs: 15 * 60_000,
+  retryBaseMs: 1000,
+};
+
+export interface DestinationsOptions {
+  readonly onIncomplete?: OnIncomplete;
+  /** What need not be copied to a destination that is filled; not given: everything is. */
+  readonly policy?: RetentionPolicy;
+  /** The highest level of compaction; 0 without compaction. */
+  readonly highestLevel?: number;
+  readonly times?: Partial<DestinationTimes>;
+  readonly clock?: Clock;
+  readonly log?: Logger;
 }
 
-/** What tells an object that was stored from every other one of its name. */
-export interface StoredBytes {
-  readonly name: ObjectName;
-  readonly footerSha256: Uint8Array;
-}
+/** What a call that cannot be ended may keep a stop waiting. */
+const SETTLE_MS = 5000;
 
-const FOOTER_BYTES = 72;
+const KEEP_ALL: RetentionPolicy = {
+  mergedKeepMs: [],
+  keepRecent: 0,
+  retentionMs: 0,
+  maxBackups: 0,
+  maxTotalSizeBytes: 0,
+};
+
+/** How one round of calls to the destinations is judged. */
+interface Round {
+  readonly patienceMs: number;
+  readonly signal: AbortSignal;
+  /** The caller can have it done again from the start, by others. */
+  readonly isRepeatable: boolean;
+  /** It shows that the destination takes what it is given. */
+  readonly isPut: boolean;
+  /** Called for each destination that failed, or that is not waited for any longer, when another one did not. */
+  readonly leaveOut: (member: Member, error: unknown) => void;
+}
 
 /**
- * Stores objects at every lock-step destination of one database. An object counts as stored when all have it, so each
- * destination alone holds a chain without gaps.
+ * Stores objects at the lock-step destinations of one database. An object is stored once a destination that holds the whole
+ * way to the newest state has it. One that fails, or is much slower than the others, is left out until it was filled from
+ * them, so that it holds nobody up (docs/several-destinations.md). With a single destination, and under `refuse`, nothing is
+ * stored before all have it, and a failure is the caller's to try again.
  */
 export class Destinations {
+  readonly onIncomplete: OnIncomplete;
+  readonly times: DestinationTimes;
+  readonly policy: RetentionPolicy;
+  readonly highestLevel: number;
   readonly #database: string;
-  readonly #all: readonly Destination[];
+  readonly #members: readonly Member[];
+  readonly #clock: Clock;
+  readonly #log: Logger;
+  /** Where it was told already that `CURRENT` may not be overwritten. */
+  readonly #staleCurrents = new Set<string>();
+  #onChange: () => void = () => {};
+  /** The newest state that is stored or on its way. */
+  #position: () => number = () => 0;
+  /** Ends what is under way and not waited for. */
+  #life = new AbortController();
+  /** Of the rounds that are under way: woken when a destination's standing is another. */
+  readonly #rounds = new Set<Wakeup>();
+  #fatal: { readonly error: unknown } | null = null;
 
-  constructor(database: string, all: readonly Destination[]) {
+  constructor(database: string, all: readonly Destination[], options: DestinationsOptions = {}) {
+    const { onIncomplete = "backfill", times = {}, clock = systemClock, log = silentLogger } = options;
     this.#database = database;
-    this.#all = all;
+    this.onIncomplete = onIncomplete;
+    this.policy = options.policy ?? KEEP_ALL;
+    this.highestLevel = options.highestLevel ?? 0;
+    this.times = { ...TIMES, ...times };
+    this.#clock = clock;
+    this.#log = log;
+    const changed = () => this.#changed();
+    this.#members = all.map((destination) => new Member(destination, () => clock.nowMs(), changed));
+    if (all.length === 0) throw new BakeliteError("internal", "a database has at least one destination");
   }
 
-  get all(): readonly Destination[] {
-    return this.#all;
+  get all(): readonly Member[] {
+    return this.#members;
   }
 
   get backends(): readonly Backend[] {
-    return this.#all.map((destination) => destination.backend);
+    return this.#members.map(({ backend }) => backend);
+  }
+
+  /** Nothing is stored before every destination has it. */
+  get isStrict(): boolean {
+    return this.#members.length === 1 || this.onIncomplete === "refuse";
+  }
+
+  /** Those from which all that is stored can be read. */
+  get readable(): readonly Backend[] {
+    const whole = this.#members.filter(({ standing }) => standing === "whole");
+    const some = whole.length > 0 ? whole : this.#members.filter(({ standing }) => standing !== "out");
+    return (some.length > 0 ? some : this.#members).map(({ backend }) => backend);
+  }
+
+  /** A new attachment begins. `position`: the newest state that is stored or on its way; `onChange`: a destination's standing is another. */
+  follow(position: () => number, onChange: () => void): void {
+    this.#position = position;
+    this.#onChange = onChange;
+  }
+
+  /** Ends all puts that nobody waits for, and resolves when they have ended: nothing is written any more. */
+  async settle(): Promise<void> {
+    this.#life.abort();
+    this.#life = new AbortController();
+    // A file system that hangs cannot be told to stop.
+    await this.#within(SETTLE_MS, Promise.all(this.#members.map(({ late }) => late)));
+    this.#fatal = null;
   }
 
   /**
-   * Puts the object under its name, which nobody may have taken. A streamed body goes to the first destination and is copied
-   * from there, since it is never encoded twice. Throws `replica-foreign` when another writer has that name with other bytes.
+   * Puts the object under its name, which nobody may have taken. A streamed body is encoded once, and given to all destinations
+   * piece by piece. Throws `replica-foreign` when another writer has that name with other bytes.
    *
    * After a failure call it again with the same object, unless that is a stream that was not sent to its end
-   * (`footerSha256` is null). One that was may be stored although the answer was lost, so then the destination is asked.
-   * "lost": it does not have it, and the object must be encoded anew.
+   * (`footerSha256` is null). One that was may be stored although the answer was lost, so then the destinations are asked.
+   * "lost": those that answer do not have it, and the object must be encoded anew.
    */
   async store(object: EncodedObject, signal: AbortSignal): Promise<"stored" | "lost"> {
-    const key = objectKey(this.#database, object.name);
-    const [first, ...others] = this.#all;
-    if (first === undefined) throw new BakeliteError("internal", "a database has at least one destination");
-    if (object.source.replayable) {
-      await Promise.all(this.#all.map(({ backend }) => this.#put(backend, key, object.source, object, signal)));
-      return "stored";
-    }
-    if (object.footerSha256() === null) await this.#put(first.backend, key, object.source, object, signal);
-    else if (!(await holds(first.backend, key, object, signal))) return "lost";
-    for (const { backend } of others) {
-      await this.#put(backend, key, storedSource(first.backend, key, signal), object, signal);
-    }
+    const { name } = object;
+    const key = objectKey(this.#database, name);
+    const isFull = name.kind === "full";
+    const takers = this.#takers();
+    // With every change-set after it, a full backup restores the newest state; without them it is of no use there.
+    const members =
+      name.kind === "full" && !this.isStrict ? takers.filter((member) => hasAllAfter(member, name.index)) : takers;
+    if (members.length === 0) throw noTaker("none has got every change-set since this full backup began");
+    const done = (member: Member) => {
+      if (name.kind === "change-set") member.stored(name);
+      else if (name.kind === "full" && member.standing === "joining" && hasAllAfter(member, name.index))
+        this.becameWhole(member);
+    };
+    const round: Round = {
+      signal,
+      isRepeatable: object.source.replayable,
+      isPut: true,
+      patienceMs: isFull ? this.times.fullPatienceMs : this.times.patienceMs,
+      leaveOut: (member, error) => (isFull ? this.#lacksFull(member, error) : this.leaveOut(member, error)),
+    };
+    if (object.source.replayable)
+      await this.#each(members, round, async (member, life) => {
+        await this.#put(member.backend, key, object.source, object, life);
+        done(member);
+      });
+    else if (object.footerSha256() === null) await this.#stream(members, round, { key, object, done });
+    else if ((await this.#ask(members, round, { key, object, done })) === "lost") return "lost";
+    // One that has joined since it began gets a copy.
+    if (isFull && !this.isStrict)
+      for (const other of this.#members) if (!members.includes(other)) other.setHistory(false);
     return "stored";
+  }
+
+  /** What a destination that gets new objects says, the first that is not null; each is asked, one that fails is left out. */
+  async ask<T>(
+    signal: AbortSignal,
+    question: (backend: Backend, signal: AbortSignal) => Promise<T | null>,
+  ): Promise<T | null> {
+    let answer: T | null = null;
+    await this.#each(this.#takers(), this.#usual(signal), async ({ backend }, life) => {
+      const found = await question(backend, life);
+      answer ??= found;
+    });
+    return answer;
   }
 
   /**
@@ -81,12 +213,12 @@ export class Destinations {
    */
   async confirm({ name, footerSha256: ours }: StoredBytes, signal: AbortSignal): Promise<void> {
     const key = objectKey(this.#database, name);
-    for (const { backend } of this.#all) {
-      if (backend.capabilities.putIfAbsent) continue;
-      if (!sameBytes(ours, await storedFooterSha256(backend, key, signal))) {
-        throw anotherWriter(`${backend.location}/${key}`);
-      }
-    }
+    await this.ask(signal, async (backend, life) => {
+      if (backend.capabilities.putIfAbsent) return null;
+      const theirs = await storedFooterSha256(backend, key, life);
+      if (!sameBytes(ours, theirs)) throw anotherWriter(`${backend.location}/${key}`);
+      return null;
+    });
   }
 
   /** Rewrites `CURRENT` everywhere. */
@@ -97,7 +229,280 @@ export class Destinations {
     signal: AbortSignal,
   ): Promise<void> {
     const bytes = await encodeDocument({ header, ...sealing }, fields);
-    for (const { backend } of this.#all) await backend.put(currentKey(this.#database), bytesSource(bytes), { signal });
+    await this.#each(this.#takers(), { ...this.#usual(signal), isPut: true }, async ({ backend }, life) => {
+      try {
+        await backend.put(currentKey(this.#database), bytesSource(bytes), { signal: life });
+      } catch (error) {
+        // It is a shortcut. Where nothing may be overwritten it stays as it is, and everything else goes on.
+        if (!(error instanceof BakeliteError && error.code === "storage-denied")) throw error;
+        this.#noteStaleCurrent(backend.location, error);
+      }
+    });
+  }
+
+  #noteStaleCurrent(destination: string, error: BakeliteError): void {
+    const level = this.#staleCurrents.has(destination) ? "debug" : "warn";
+    this.#staleCurrents.add(destination);
+    this.#log[level](
+      "CURRENT may not be overwritten here: restores still find the newest state, and verify says that it points elsewhere",
+      { destination, error: describeError(error) },
+    );
+  }
+
+  /** It gets nothing from now on, until it joins again. */
+  leaveOut(member: Member, error: unknown): void {
+    if (this.isStrict) return;
+    const fields = {
+      destination: member.backend.location,
+      error: describeError(error),
+      hint: error instanceof BakeliteError ? error.hint : undefined,
+    };
+    // One that comes and goes is told of once for each reason.
+    const isNews = member.standing === "whole" || member.health.lastError?.message !== fields.error;
+    if (member.standing !== "out")
+      this.#log[isNews ? "warn" : "debug"]("a destination is incomplete: shipping goes on without it", fields);
+    member.fallOut(error);
+    this.#changed();
+  }
+
+  /** It holds all that leads to the newest state. */
+  becameWhole(member: Member): void {
+    member.setWhole();
+    this.#changed();
+  }
+
+  async #within(ms: number, work: Promise<unknown>): Promise<void> {
+    const ended = new AbortController();
+    await Promise.race([work.finally(() => ended.abort()), delay(ms, ended.signal)]).catch(() => {});
+  }
+
+  #changed(): void {
+    for (const round of this.#rounds) round.wake();
+    this.#onChange();
+  }
+
+  #usual(signal: AbortSignal): Round {
+    const { patienceMs } = this.times;
+    return {
+      signal,
+      patienceMs,
+      isRepeatable: true,
+      isPut: false,
+      leaveOut: (member, error) => this.leaveOut(member, error),
+    };
+  }
+
+  /** Those that get new objects. Throws when there are none. */
+  #takers(): readonly Member[] {
+    if (this.#fatal !== null) throw this.#fatal.error;
+    const takers = this.isStrict ? this.#members : this.#members.filter(({ standing }) => standing !== "out");
+    if (takers.length > 0) return takers;
+    const reason = this.#members
+      .map(({ health }) => health.lastError?.message)
+      .find((message) => message !== undefined);
+    throw noTaker(reason ?? "none has answered yet");
+  }
+
+  /** One that is still being filled counts only where there is no better one, or where nothing is ever filled. */
+  #counts(member: Member): boolean {
+    if (this.isStrict || this.onIncomplete === "warn" || member.standing === "whole") return true;
+    return !this.#members.some(({ standing }) => standing === "whole");
+  }
+
+  async #stream(
+    members: readonly Member[],
+    round: Round,
+    {
+      key,
+      object,
+      done,
+    }: { readonly key: string; readonly object: EncodedObject; readonly done: (member: Member) => void },
+  ): Promise<void> {
+    const isFull = object.name.kind === "full";
+    const [only] = members;
+    if (members.length === 1 && only !== undefined)
+      return await this.#each(members, round, async (_, life) => {
+        await this.#put(only.backend, key, object.source, object, life);
+        done(only);
+      });
+    const fanOut = new FanOut(object.source, members.length, {
+      totalPatienceMs: isFull ? Number.POSITIVE_INFINITY : this.times.patienceMs,
+      stallMs: this.isStrict ? Number.POSITIVE_INFINITY : round.patienceMs,
+      clock: this.#clock,
+    });
+    try {
+      await this.#each(members, round, async (member, life) => {
+        const position = members.indexOf(member);
+        try {
+          await this.#put(member.backend, key, fanOut.reader(position), object, life);
+          done(member);
+        } finally {
+          fanOut.leave(position);
+        }
+      });
+    } catch (error) {
+      throw fanOut.failure === null ? error : fanOut.failure.error;
+    }
+  }
+
+  /** Which of them have an object that was sent to its end, though nobody heard that it arrived. */
+  async #ask(
+    members: readonly Member[],
+    round: Round,
+    {
+      key,
+      object,
+      done,
+    }: { readonly key: string; readonly object: EncodedObject; readonly done: (member: Member) => void },
+  ): Promise<"stored" | "lost"> {
+    if (this.isStrict && members.length > 1) return await this.#askAll(members, { key, object, signal: round.signal });
+    let lackingCount = 0;
+    try {
+      await this.#each(members, round, async (member, life) => {
+        if (await holds(member.backend, key, object, life)) return done(member);
+        // One that has joined since was never sent it.
+        if (this.#counts(member)) lackingCount++;
+        throw new BakeliteError("replica-missing", "an object that was sent there did not arrive", {
+          subject: `${member.backend.location}/${key}`,
+          hint: "nothing: it is sent again",
+        });
+      });
+      return "stored";
+    } catch (error) {
+      if (round.signal.aborted || !isMemberFailure(error) || lackingCount === 0) throw error;
+      return "lost";
+    }
+  }
+
+  /** As `#ask`, where all must have it: those that lack it get a copy of what arrived elsewhere. */
+  async #askAll(
+    members: readonly Member[],
+    { key, object, signal }: { readonly key: string; readonly object: EncodedObject; readonly signal: AbortSignal },
+  ): Promise<"stored" | "lost"> {
+    const holders: Member[] = [];
+    for (const member of members) if (await holds(member.backend, key, object, signal)) holders.push(member);
+    if (holders.length === 0) return "lost";
+    const sources = holders.map(({ backend }) => backend);
+    const longLived = object.name.kind === "full";
+    for (const { backend } of members.filter((member) => !holders.includes(member))) {
+      const outcome = await copyObject({ key, sources, target: backend, longLived, signal });
+      if (outcome.kind === "conflict" || outcome.kind === "unusable") throw outcome.error;
+      if (outcome.kind === "gone") return "lost";
+    }
+    return "stored";
+  }
+
+  /**
+   * Calls `work` for each at once. Resolves when all are done, or one that counts is and the others have had their time: those
+   * are left out, and so is whoever failed. Throws the first failure when none that counts is done.
+   */
+  async #each(
+    members: readonly Member[],
+    round: Round,
+    work: (member: Member, signal: AbortSignal) => Promise<void>,
+  ): Promise<void> {
+    const linked = linkSignals(round.signal, this.#life.signal);
+    const life = linked.signal;
+    const failures = new Map<Member, unknown>();
+    const waiting = new Map<Member, Promise<void>>();
+    const moved = new Wakeup();
+    let isOver = false;
+    let hasSucceeded = false;
+    for (const member of members) {
+      const attempt = work(member, life).then(
+        () => {
+          if (round.isPut) member.health.recovered();
+          hasSucceeded ||= this.#counts(member);
+        },
+        (error: unknown) => {
+          failures.set(member, error);
+          if (isOver) this.#failedLate(member, error, life);
+        },
+      );
+      waiting.set(
+        member,
+        attempt.finally(() => {
+          waiting.delete(member);
+          moved.wake();
+        }),
+      );
+    }
+    void Promise.all(waiting.values()).then(() => linked.unlink());
+    this.#rounds.add(moved);
+    await this.#untilEnough(members, round, { waiting, moved, hasSucceeded: () => hasSucceeded });
+    this.#rounds.delete(moved);
+    isOver = true;
+    for (const [member, put] of waiting) {
+      member.leaveBehind(put);
+      failures.set(member, tooSlow(round.patienceMs));
+    }
+    for (const [member, error] of failures) if (!this.#isOfMember(error)) throw this.#noted(member, error);
+    if (!hasSucceeded || (this.isStrict && failures.size > 0)) this.#throwFirst(members, failures);
+    for (const [member, error] of failures) round.leaveOut(member, error);
+  }
+
+  /**
+   * Until all are done, or the time is over that the others have once one is. Nobody is waited for in vain either who was left out
+   * meanwhile, or whose work another destination may do that has come back meanwhile.
+   */
+  async #untilEnough(
+    members: readonly Member[],
+    { patienceMs, isRepeatable }: Round,
+    calls: {
+      readonly waiting: ReadonlyMap<Member, unknown>;
+      readonly moved: Wakeup;
+      readonly hasSucceeded: () => boolean;
+    },
+  ): Promise<void> {
+    const { waiting, moved, hasSucceeded } = calls;
+    let endMs = Number.POSITIVE_INFINITY;
+    while (waiting.size > 0) {
+      const nowMs = this.#clock.monotonicMs();
+      if (!this.isStrict) {
+        const isHopeless = [...waiting.keys()].every(({ standing }) => standing === "out");
+        if (isHopeless && !hasSucceeded()) return;
+        const others = this.#members.filter((member) => member.standing === "whole" && !members.includes(member));
+        if (hasSucceeded() || (isRepeatable && others.length > 0)) endMs = Math.min(endMs, nowMs + patienceMs);
+      }
+      if (nowMs >= endMs) return;
+      await moved.wait(endMs - nowMs);
+    }
+  }
+
+  /** With a single destination every failure is the caller's. */
+  #isOfMember(error: unknown): boolean {
+    return this.#members.length === 1 || isMemberFailure(error);
+  }
+
+  #noted(member: Member, error: unknown): unknown {
+    if (error instanceof BakeliteError && error.code !== "interrupted") member.health.failed(error);
+    return error;
+  }
+
+  #throwFirst(members: readonly Member[], failures: ReadonlyMap<Member, unknown>): never {
+    for (const [member, error] of failures) member.health.failed(error);
+    for (const member of members) if (failures.has(member) && this.#counts(member)) throw failures.get(member);
+    for (const error of failures.values()) throw error;
+    throw new BakeliteError("internal", "invariant broken: what did not succeed has failed");
+  }
+
+  /** A stranger that shows at a put which nobody waits for ends the next one. */
+  #failedLate(member: Member, error: unknown, signal: AbortSignal): void {
+    if (signal.aborted) return;
+    member.health.failed(error);
+    if (!isMemberFailure(error)) this.#fatal = { error };
+  }
+
+  /** It gets its change-sets all the same, and the full backup from a sibling. */
+  #lacksFull(member: Member, error: unknown): void {
+    this.#log.warn("a destination did not take the full backup: it gets a copy later", {
+      destination: member.backend.location,
+      error: describeError(error),
+      hint: error instanceof BakeliteError ? error.hint : undefined,
+    });
+    member.setHistory(false);
+    if (member.standing !== "out") member.join(this.#position());
+    member.health.failed(error);
   }
 
   async #put(
@@ -119,6 +524,29 @@ export class Destinations {
 export function isDestinationFailure(error: unknown): boolean {
   if (!(error instanceof BakeliteError)) return false;
   return error.code === "storage-unreachable" || error.code === "storage-denied" || error.code === "storage-full";
+}
+
+/** The same where there are other destinations: whatever one of them does, the others go on. */
+function isMemberFailure(error: unknown): boolean {
+  if (isDestinationFailure(error)) return true;
+  return error instanceof BakeliteError && ["io", "replica-corrupt", "replica-missing"].includes(error.code);
+}
+
+/** Whether it has got every change-set after state `index`. */
+function hasAllAfter({ standing, joinedAt }: Member, index: number): boolean {
+  return standing === "whole" || (standing === "joining" && joinedAt <= index);
+}
+
+function noTaker(reason: string): BakeliteError {
+  return new BakeliteError("storage-unreachable", `no destination takes anything: ${reason}`, {
+    hint: "check the destinations; shipping goes on with the first one that answers",
+  });
+}
+
+function tooSlow(patienceMs: number): BakeliteError {
+  return new BakeliteError("storage-unreachable", `it took ${patienceMs / 1000} s longer than another destination`, {
+    hint: "nothing: it is filled from the others; make it faster, or a mirror (`async = true`), if this comes back",
+  });
 }
 
 export function anotherWriter(subject: string): BakeliteError {
@@ -143,48 +571,4 @@ async function storedFooterSha256(backend: Backend, key: string, signal: AbortSi
   if (stream === null) return null;
   const tail = Buffer.concat(await Array.fromAsync(stream));
   return tail.byteLength === FOOTER_BYTES ? footerSha256(tail, key) : null;
-}
-
-function storedSource(backend: Backend, key: string, signal: AbortSignal): ByteSource {
-  return {
-    sizeBytes: undefined,
-    replayable: true,
-    async *open() {
-      const stream = await backend.get(key, { signal });
-      if (stream === null)
-        throw new BakeliteError("replica-missing", "an object vanished while it was copied", { subject: key });
-      yield* stream;
-    },
-  };
-}
-
-/** Keeps the bytes of a small object. */
-export async function keepEncoded(name: ObjectName, pieces: AsyncIterable<Uint8Array>): Promise<EncodedObject> {
-  const bytes = Buffer.concat(await Array.fromAsync(pieces));
-  const sha256 = footerSha256(bytes, "object");
-  return { name, source: bytesSource(bytes), footerSha256: () => sha256, sizeBytes: () => bytes.byteLength };
-}
-
-/** Streams a large object; only its last bytes are remembered. */
-export function streamEncoded(name: ObjectName, pieces: () => AsyncIterable<Uint8Array>): EncodedObject {
-  let sizeBytes = 0;
-  let tail = Buffer.alloc(0);
-  let ended = false;
-  return {
-    name,
-    source: {
-      sizeBytes: undefined,
-      replayable: false,
-      async *open() {
-        for await (const piece of pieces()) {
-          sizeBytes += piece.byteLength;
-          tail = Buffer.concat([tail, piece.subarray(-FOOTER_BYTES)]).subarray(-FOOTER_BYTES);
-          yield piece;
-        }
-        ended = true;
-      },
-    },
-    footerSha256: () => (ended ? footerSha256(tail, "object") : null),
-    sizeBytes: () => sizeBytes,
-  };
 }

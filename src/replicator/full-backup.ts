@@ -3,8 +3,8 @@ import type { ObjectHeader } from "../format/header.ts";
 import { PLAINTEXT_SEAL } from "../format/names.ts";
 import type { WalFollower } from "../sqlite/follow.ts";
 import type { LedgerFile } from "../state/ledger-file.ts";
-import { type EncodedObject, streamEncoded } from "./destinations.ts";
 import { digestOfLedger } from "./digest.ts";
+import { type EncodedObject, streamEncoded } from "./encoded-object.ts";
 import { pageRange, readPages } from "./page-batch.ts";
 import type { StoredState } from "./stored-state.ts";
 

@@ -74,6 +74,8 @@ export class FullBackups {
   #wanted: FullBackupReason | null;
   /** A full backup was stored that `CURRENT` does not name yet. */
   #isCurrentStale: boolean;
+  /** With several destinations: the state of the full backup that was begun last, which one of them may have. */
+  #uncertainIndex: number | null = null;
   readonly #wakeup = new Wakeup();
   bytesShipped = 0;
 
@@ -106,6 +108,19 @@ export class FullBackups {
       return shipper.stored.index > newest.settled ? "interval" : "check";
     }
     return null;
+  }
+
+  /** One is to be taken as soon as may be, unless one is under way or due anyway. */
+  want(reason: FullBackupReason): void {
+    if (this.#underWay !== null || this.due() !== null) return;
+    this.#wanted = reason;
+    this.#wakeup.wake();
+  }
+
+  /** A destination was filled that may have no `CURRENT`, or an old one. */
+  noteFilled(): void {
+    this.#isCurrentStale = true;
+    this.#wakeup.wake();
   }
 
   /** Something was stored, so one may be due by count. */
@@ -150,6 +165,8 @@ export class FullBackups {
     pending.startForcing();
     try {
       const full = this.#start(from, reason, newLedger, signal);
+      // Until all have answered: one that does not may have stored it, and a name stands for one object only.
+      if (this.#inputs.destinations.all.length > 1) this.#uncertainIndex = from.index;
       await this.#store(full, signal);
       if (newLedger !== null) {
         // Not the whole of it again because the destination does not answer just now.
@@ -198,6 +215,10 @@ export class FullBackups {
     const { shipper, openReplica, log } = this.#inputs;
     for (let tries = 0; tries < MAX_TAKEN_NAMES; tries++) {
       const from = shipper.stored;
+      if (from.index === this.#uncertainIndex) {
+        await shipper.untilStored(from.index + 1, signal);
+        continue;
+      }
       if (await this.#hasOtherSeal(from, signal)) {
         // Two full backups whose names differ in the seal only would have to settle at the same state.
         await shipper.untilStored(from.index + 1, signal);
@@ -229,11 +250,12 @@ export class FullBackups {
     const { destinations, newHeader, database } = this.#inputs;
     const seal = newHeader("full", from.index, from).keyFingerprint ?? PLAINTEXT_SEAL;
     const key = objectKey(database, { kind: "full", index: from.index, seal });
-    for (const backend of destinations.backends) {
-      for await (const found of backend.list(key.slice(0, -seal.length), { signal }))
-        if (found.key !== key) return true;
-    }
-    return false;
+    const other = await destinations.ask(signal, async (backend, life) => {
+      for await (const found of backend.list(key.slice(0, -seal.length), { signal: life }))
+        if (found.key !== key) return found.key;
+      return null;
+    });
+    return other !== null;
   }
 
   /** Where an object with the name of a full backup of this state is stored; null when nowhere. */
@@ -241,10 +263,9 @@ export class FullBackups {
     const { destinations, newHeader, database } = this.#inputs;
     const seal = newHeader("full", from.index, from).keyFingerprint ?? PLAINTEXT_SEAL;
     const key = objectKey(database, { kind: "full", index: from.index, seal });
-    for (const backend of destinations.backends) {
-      if ((await backend.stat(key, { signal })) !== null) return `${backend.location}/${key}`;
-    }
-    return null;
+    return await destinations.ask(signal, async (backend, life) =>
+      (await backend.stat(key, { signal: life })) === null ? null : `${backend.location}/${key}`,
+    );
   }
 
   #start(from: StoredState, reason: FullBackupReason, newLedger: LedgerFile | null, signal: AbortSignal): FullBackup {

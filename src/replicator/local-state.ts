@@ -10,7 +10,8 @@ export interface LocalStateInputs {
   readonly newSession: string;
   readonly machine: MachineIdentity;
   readonly file: { readonly device: bigint; readonly inode: bigint };
-  readonly locations: readonly string[];
+  /** What `destinations` says in the cursor. */
+  readonly positions: () => Cursor["destinations"];
   readonly keyFingerprint: string | null;
 }
 
@@ -78,7 +79,7 @@ export class LocalState {
   #cursor(): Cursor | null {
     const state = this.#stored;
     if (state === null) return null;
-    const { found, machine, file, locations, keyFingerprint } = this.#inputs;
+    const { found, machine, file, positions, keyFingerprint } = this.#inputs;
     return {
       session: this.session,
       pastSessions: (found?.pastSessions ?? []).slice(-MAX_PAST_SESSIONS),
@@ -96,7 +97,7 @@ export class LocalState {
       stampMs: state.stampMs,
       epochs: [...state.epochs],
       attempted: this.#attempted,
-      destinations: Object.fromEntries(locations.map((location) => [location, { index: state.index }])),
+      destinations: positions(),
       fullBackup: this.#fullBackup,
       keyFingerprint,
     };

@@ -7,14 +7,10 @@ import type { Clock } from "../util/clock.ts";
 import { BakeliteError } from "../util/errors.ts";
 import type { Logger } from "../util/logger.ts";
 import { Wakeup } from "../util/wakeup.ts";
-import { type ChangeSet, encodeChangeSet } from "./change-set.ts";
-import {
-  anotherWriter,
-  type Destinations,
-  type EncodedObject,
-  isDestinationFailure,
-  type StoredBytes,
-} from "./destinations.ts";
+import { type ChangeSet, encodeChangeSet, ORDINARY_SET_BYTES } from "./change-set.ts";
+import { anotherWriter, type Destinations, isDestinationFailure } from "./destinations.ts";
+import type { EncodedObject, StoredBytes } from "./encoded-object.ts";
+import { encodingBudget, encodingBytes } from "./encoding-budget.ts";
 import { applyPageLists, commitLedger } from "./ledger.ts";
 import type { LocalState } from "./local-state.ts";
 import type { PendingSet, TakenSet } from "./pending.ts";
@@ -106,6 +102,16 @@ export class Shipper {
     return this.#inputs.pending.commits + (this.#inFlight?.taken.commits ?? 0);
   }
 
+  /** The newest state that is stored or on its way to be. */
+  get newestIndex(): number {
+    return Math.max(this.#stored.index, this.#inFlight?.index ?? 0);
+  }
+
+  /** Indexes up to this one are taken, be it by objects that cannot be seen from here. */
+  stepOver(index: number): void {
+    this.#highestIndex = Math.max(this.#highestIndex, index);
+  }
+
   /** Everything captured is stored, and nothing waits to be settled. */
   get isIdle(): boolean {
     return this.#inFlight === null && !this.#hasWork();
@@ -187,6 +193,8 @@ export class Shipper {
    * what the destinations throw, with nothing lost.
    */
   async step(signal: AbortSignal): Promise<void> {
+    // Given back on every way out: a put that is tried again later counts no more, or an outage would stop others.
+    using encoding = new DisposableStack();
     if (this.#kept === null) {
       const between = this.#between.shift();
       if (between !== undefined) return await between();
@@ -196,6 +204,8 @@ export class Shipper {
         await this.writeLocalState(false);
         return;
       }
+      const setBytes = this.#inputs.pending.pageCount * this.#inputs.follower.pageSizeBytes;
+      encoding.use(await encodingBudget.take(encodingBytes(setBytes, ORDINARY_SET_BYTES), signal));
       this.#kept = await this.#encode(signal);
       if (this.#kept === null) return;
     }
@@ -271,7 +281,7 @@ export class Shipper {
     const { destinations, log } = this.#inputs;
     const { changeSet, taken } = kept;
     try {
-      if (!kept.isPut && (await destinations.store(changeSet.object, signal)) === "lost") return this.#giveBack(taken);
+      if (!kept.isPut && (await destinations.store(changeSet.object, signal)) === "lost") return this.#giveUp(kept);
       kept.isPut = true;
     } catch (error) {
       const mayBeStored = isDestinationFailure(error) || signal.aborted;
@@ -285,7 +295,7 @@ export class Shipper {
     await this.#updateLedger(changeSet, signal);
     this.#kept = null;
     this.#inFlight = null;
-    this.#highestIndex = state.index;
+    this.stepOver(state.index);
     this.changeSets++;
     this.bytesShipped += changeSet.object.sizeBytes();
     this.#setStored(state);
@@ -296,6 +306,13 @@ export class Shipper {
       sizeBytes: changeSet.object.sizeBytes(),
       settled: state.settled,
     });
+  }
+
+  /** Those that answer do not have it. One that does not answer may, so its index is not used again where there are several. */
+  #giveUp({ taken }: Kept): void {
+    const { destinations } = this.#inputs;
+    if (destinations.all.length > 1) this.stepOver(this.newestIndex);
+    this.#giveBack(taken);
   }
 
   /** A stream cannot be sent again: its pages are resolved anew, and with them what was captured meanwhile. */
@@ -346,11 +363,11 @@ export class Shipper {
     const { database, destinations } = this.#inputs;
     const key = objectKey(database, stored);
     const sameStates = key.slice(0, -stored.seal.length);
-    for (const backend of destinations.backends) {
-      for await (const found of backend.list(sameStates, { signal })) {
+    await destinations.ask(signal, async (backend, life) => {
+      for await (const found of backend.list(sameStates, { signal: life }))
         if (found.key !== key) throw anotherWriter(`${backend.location}/${found.key}`);
-      }
-    }
+      return null;
+    });
     this.#firstPut = false;
   }
 

@@ -38,7 +38,9 @@ const content = z.object({
     .object({ index: count, run: hex(32), nonceSeed: hex(48) })
     .readonly()
     .nullable(),
-  destinations: z.record(z.string(), z.object({ index: count }).readonly()).readonly(),
+  destinations: z
+    .record(z.string(), z.object({ index: count, incomplete: z.boolean().optional() }).readonly())
+    .readonly(),
   fullBackup: z
     .object({ index: count, settled: count, atMs: timeMs, seal: z.string().regex(/^(?:p|[0-9a-f]{8})$/) })
     .readonly()
@@ -53,7 +55,7 @@ export type WalPosition = Readonly<z.infer<typeof walPosition>>;
  * How far shipping got, and who shipped (docs/state-files.md). `session` is kept over restarts; `device` and `inode` are those
  * of the database file, as decimal text; `index`, `lineage`, `sizePages`, `position`, `settled` and `stampMs` are those of
  * the newest stored state; `attempted` names the object of the put that may be under way; `destinations` is keyed by
- * location; `fullBackup` is the newest sound one. It may lag behind the replica, never lead.
+ * location, and `incomplete` where that one lacked something that another one had; `fullBackup` is the newest sound one. It may lag behind the replica, never lead.
  */
 export type Cursor = Readonly<z.infer<typeof content>>;
 

@@ -178,8 +178,10 @@ function destinationTroubles(state: ShownState, { nowMs, status }: Seen): readon
   return status.value.destinations.flatMap((destination): Trouble[] => {
     const { location, unhealthy } = destination;
     if (destination.async) return [];
-    if (destination.state === "incomplete")
-      return [{ kind: "incomplete destination", message: `destination ${location} is incomplete` }];
+    if (destination.state === "incomplete") {
+      const reason = unhealthy === null ? "" : `: ${stuckFor(unhealthy, nowMs)}: ${unhealthy.last_error.message}`;
+      return [{ kind: "incomplete destination", message: `destination ${location} is incomplete${reason}` }];
+    }
     // Where the whole database backs off its own line says so already.
     if (destination.state !== "backing off" || state === "backing off") return [];
     const why = unhealthy === null ? "" : `: ${stuckFor(unhealthy, nowMs)}: ${unhealthy.last_error.message}`;

@@ -244,7 +244,7 @@ describe("the configuration", () => {
 
   test("that holds credentials is nobody else's to read; one from the environment is none", async () => {
     const backend = (key: string) =>
-      `[[database.backends]]\ntype = "azure"\nasync = true\naccount = "a"\ncontainer = "c"\nendpoint = "http://127.0.0.1:1"\naccount_key = "${key}"\n`;
+      `[[database.backends]]\ntype = "azure"\nasync = true\naccount = "a"\ncontainer = "c"\nendpoint = "http://127.0.0.1:1"\nretries = 0\naccount_key = "${key}"\n`;
     const where = scene({ more: backend("c2VjcmV0") });
     chmodSync(where.config, 0o644);
     const { found, fixes, database } = await runJson(where);
@@ -638,7 +638,7 @@ describe("a destination", () => {
   test("names files for its credentials, which must be there and not everybody's", async () => {
     const secret = directory.file("sas.txt");
     const where = scene({
-      more: `[[database.backends]]\ntype = "azure"\nasync = true\naccount = "a"\ncontainer = "c"\nendpoint = "http://127.0.0.1:1"\nsas_token_file = "${secret}"\n`,
+      more: `[[database.backends]]\ntype = "azure"\nasync = true\naccount = "a"\ncontainer = "c"\nendpoint = "http://127.0.0.1:1"\nretries = 0\nsas_token_file = "${secret}"\n`,
     });
     expect((await runJson(where)).found("credentials")).toEqual([`fail ${secret} does not exist`]);
     writeFileSync(secret, "sig=x", { mode: 0o644 });

@@ -60,6 +60,7 @@ const MALFORMED: Readonly<Record<string, readonly string[]>> = {
   label: [" a", "a ", "x".repeat(65), "\u001b[2J"],
   // Whatever is typed is a path or a name; what is wrong with it shows when it is used.
   path: [],
+  which: [],
   name: [],
   user: [],
   group: [],

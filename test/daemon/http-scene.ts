@@ -18,10 +18,11 @@ export interface Scene extends Partial<Omit<DatabaseReport, "status">> {
 export function daemonView(scenes: readonly Scene[]): DaemonView {
   const named = scenes.map((scene, i) => ({ ...scene, name: scene.status?.database ?? `app-${i + 1}` }));
   const reports = named.map(
-    ({ name, status, lockedOutMs = null, failures = new Map() }): DatabaseReport => ({
+    ({ name, status, lockedOutMs = null, failures = new Map(), mirrors = [] }): DatabaseReport => ({
       status: files.status({ database: name, ...status }),
       lockedOutMs,
       failures,
+      mirrors,
     }),
   );
   const markers = new Map(named.map(({ name, verify }) => [name, verify]));

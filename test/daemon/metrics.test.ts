@@ -151,9 +151,12 @@ describe("the series", () => {
         wal: { size_bytes: 77, committed_frames: 1, backfilled_frames: 0, held_by: { pid: 9, since: files.ago(30) } },
         full_backups_by_reason: { "first backup": 1, interval: 4 },
         limits_unmet: [{ destination: "d", limit: "max_backups", allowed: 3, remaining: 4 }],
-        destinations: [files.destination({ location: "m", async: true, behind_objects: 3, behind_bytes: 900 })],
       },
       failures: new Map([["d", 5]]),
+      mirrors: files.mirrors([
+        { location: "m", state: "behind", behind_objects: 3, behind_bytes: 900, last_in_sync_at: files.ago(70) },
+        { location: "n", state: "backing off", state_since: files.ago(9), behind_objects: null, last_in_sync_at: null },
+      ]).mirrors,
     };
     expect(value(scene, "bakelite_wal_bytes")).toBe(77);
     expect(value(scene, "bakelite_wal_held_by_others_seconds")).toBe(30);
@@ -165,6 +168,12 @@ describe("the series", () => {
     expect(value(scene, "bakelite_mirror_behind_objects", { destination: "m" })).toBe(3);
     expect(value(scene, "bakelite_mirror_behind_bytes", { destination: "m" })).toBe(900);
     expect(value({}, "bakelite_mirror_behind_objects")).toBeUndefined();
+    expect(value(scene, "bakelite_mirror_behind_objects", { destination: "n" })).toBeUndefined();
+    expect(value(scene, "bakelite_mirror_last_reconciled_seconds", { destination: "m" })).toBe(20);
+    expect(value(scene, "bakelite_mirror_last_in_sync_seconds", { destination: "m" })).toBe(70);
+    expect(value(scene, "bakelite_mirror_last_in_sync_seconds", { destination: "n" })).toBeUndefined();
+    expect(value(scene, "bakelite_mirror_backing_off_seconds", { destination: "m" })).toBeUndefined();
+    expect(value(scene, "bakelite_mirror_backing_off_seconds", { destination: "n" })).toBe(9);
     expect(value(scene, "bakelite_limit_unmet", { limit: "max_backups", destination: "d" })).toBe(1);
     expect(value({}, "bakelite_limit_unmet")).toBeUndefined();
   });
@@ -304,10 +313,10 @@ describe("docs/monitoring", () => {
     status: {
       unhealthy: files.unhealthy(1, 1),
       wal: { size_bytes: 1, committed_frames: 1, backfilled_frames: 0, held_by: { pid: 9, since: files.ago(30) } },
-      destinations: [files.destination({ async: true, behind_objects: 3, behind_bytes: 900 })],
       limits_unmet: [{ destination: "d", limit: "max_backups", allowed: 3, remaining: 4 }],
     },
     failures: new Map([["d", 5]]),
+    mirrors: files.mirrors([{ state: "backing off" }]).mirrors,
     verify: verified(files.verify(60)),
   };
   const known = new Map(scrape([everything]).map(({ name, labels }) => [name, Object.keys(labels)]));

@@ -1,10 +1,11 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { loadConfig } from "../../src/config/load.ts";
 import type { DatabaseConfig } from "../../src/config/types.ts";
 import { Upkeep, type UpkeepTarget, type UpkeepTimes } from "../../src/daemon/upkeep.ts";
 import type { LogFields, Logger } from "../../src/util/logger.ts";
-import { type AgedOptions, age, agedReplica, hashTree, objectsIn } from "../cli/aged-replica.ts";
+import { type AgedOptions, age, agedReplica, hashTree, objectsIn, POLICY } from "../cli/aged-replica.ts";
 import { eventually } from "../support/eventually.ts";
 import { type TemporaryDirectory, temporaryDirectory } from "../support/temporary-directory.ts";
 
@@ -49,13 +50,14 @@ class Scene implements AsyncDisposable {
   config: DatabaseConfig;
   #looks = 0;
 
-  constructor(config: DatabaseConfig, store: string) {
+  constructor(config: DatabaseConfig, store: string, only?: "lock-step" | "mirrors") {
     this.config = config;
     this.store = store;
     const log = this.#logger();
     this.upkeep = new Upkeep({
       targets: () => this.#targets(log),
       times: TIMES,
+      ...(only === undefined ? {} : { only }),
       stateDirectory: undefined,
       clock: { nowMs: () => Date.now() + this.clockAheadMs, monotonicMs: () => this.monotonicMs },
       log,
@@ -263,7 +265,7 @@ test("a destination that does not let us delete is told once and left alone; mer
     setAppendOnly(folders, false);
   }
   expect(objectsIn(store).filter((name) => name.startsWith("full/"))).toHaveLength(3);
-  expect(objectsIn(store).some((name) => name.startsWith("L1/"))).toBe(true);
+  expect(objectsIn(store).some((name) => /^L[12]\//.test(name))).toBe(true);
 });
 
 function setAppendOnly(folders: readonly string[], on: boolean): void {
@@ -318,4 +320,31 @@ test("told to stop, a pass ends within a second, and what it did is whole", asyn
   const merged = objectsIn(store).filter((name) => name.startsWith("L1/")).length;
   expect(merged).toBeLessThan(300);
   expect(daemon.said("warn")).toEqual([]);
+});
+
+test("mirrors are seen to apart: theirs is deleted by what they hold themselves, nothing is merged there, and no other waits for them", async () => {
+  const { replica, configured } = await scene({ stores: ["first", "mirror"], spacingMs: 40_000 });
+  const [first = "", mirror = ""] = replica.stores;
+  replica.configure(`${POLICY}max_backups = 1\n`);
+  const own = await configured();
+  const config = { ...own, backends: own.backends.map((backend, i) => ({ ...backend, async: i === 1 })) };
+  const before = hashTree(mirror);
+  {
+    await using lockStep = new Scene(config, first, "lock-step");
+    await lockStep.pass();
+    expect(objectsIn(first).filter((name) => name.startsWith("full/"))).toHaveLength(1);
+    expect(objectsIn(first).some((name) => /^L[12]\//.test(name))).toBe(true);
+    expect(hashTree(mirror)).toBe(before);
+  }
+  // A wiped primary is no reason to keep more than the policy says at the mirror, nor less.
+  await rm(first, { recursive: true });
+  await using mirrors = new Scene(config, mirror, "mirrors");
+  await mirrors.pass();
+  expect(objectsIn(mirror).filter((name) => name.startsWith("full/"))).toHaveLength(1);
+  expect(objectsIn(mirror).some((name) => /^L[12]\//.test(name))).toBe(false);
+  expect(objectsIn(mirror).filter((name) => name.startsWith("L0/"))).toHaveLength(20);
+  await using none = new Scene(own, first, "mirrors");
+  none.monotonicMs = 5 * MINUTE_MS;
+  await none.look();
+  expect(none.passes).toBe(0);
 });

@@ -1,4 +1,4 @@
-import { mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rename, rm, statfs, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { emptyKeyRing } from "../../src/format/envelope.ts";
 import { PLAINTEXT_SEAL } from "../../src/format/names.ts";
@@ -138,7 +138,7 @@ class LockStepRun implements AsyncDisposable {
       options.s3
         ? await s3Site(resources, options.seed)
         : directorySite("second", join(folder, "second"), ["down", "down"]),
-      directorySite("third", join(folder, "third"), ["down", "wiped", "loses objects", "flips bits", "full"]),
+      await diskSite(resources, join(folder, "disk")),
     ];
     const random = seededRandom(options.seed).fork("cast");
     const roles = rolesFor(options.writers);
@@ -355,9 +355,10 @@ function directorySite(name: string, path: string, ruins: readonly Ruin[]): Site
     async ruin(what, random) {
       if (isAway) return;
       switch (what) {
-        case "down":
         case "full":
         case "slow":
+          throw new Error(`a directory cannot be ${what}`);
+        case "down":
           // A file where the directory was: every call fails.
           await mkdir(path, { recursive: true });
           await rename(path, `${path}.away`);
@@ -392,6 +393,32 @@ function directorySite(name: string, path: string, ruins: readonly Ruin[]): Site
       isAway = false;
     },
   };
+}
+
+/** A directory on a disk of its own, which may be full; where none can be mounted, it never is. */
+async function diskSite(resources: AsyncDisposableStack, mountPath: string): Promise<Site> {
+  await mkdir(mountPath);
+  const hasDisk = await succeeds("mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", mountPath);
+  if (hasDisk) resources.defer(async () => void (await succeeds("umount", mountPath)));
+  const ruins = ["down", "wiped", "loses objects", "flips bits"] as const;
+  const site = directorySite("third", join(mountPath, "third"), hasDisk ? [...ruins, "full", "full"] : ruins);
+  return {
+    ...site,
+    async ruin(what, random) {
+      if (what !== "full") return await site.ruin.call(this, what, random);
+      const { blocks, bfree, bsize } = await statfs(mountPath);
+      await succeeds("mount", "-o", `remount,size=${(blocks - bfree) * bsize}`, mountPath);
+    },
+    async mend() {
+      if (hasDisk) await succeeds("mount", "-o", "remount,size=1g", mountPath);
+      await site.mend();
+    },
+  };
+}
+
+async function succeeds(...command: readonly string[]): Promise<boolean> {
+  const child = Bun.spawn([...command], { stdin: "ignore", stdout: "ignore", stderr: "ignore" });
+  return (await child.exited) === 0;
 }
 
 /** Through a proxy, which may go away or be slow. */

@@ -6,7 +6,7 @@ import { planRestore, type RestoreTarget } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
 import { restoreDatabase } from "../../src/replica/restore.ts";
 import type { Backend } from "../../src/storage/backend.ts";
-import { BakeliteError } from "../../src/util/errors.ts";
+import { BakeliteError, describeError } from "../../src/util/errors.ts";
 import { gradeRestore } from "./grade.ts";
 import type { Ack } from "./protocol.ts";
 
@@ -19,8 +19,25 @@ export interface RestorerOptions {
   readonly folder: string;
   /** What everything is sealed with; null: nothing. */
   readonly sealKey: SealKey | null;
+  /** Where that changes, how one restores at this moment; another object as soon as that is another way. */
+  readonly readings?: () => Readings;
   /** What the writers reported until now. */
   readonly acks: () => readonly Ack[];
+}
+
+/** What the encryption that a config names comes to, for whoever reads. */
+export interface Reading {
+  readonly sealKey: SealKey | null;
+  /** `p`, or the fingerprint of the key. */
+  readonly seal: string;
+  readonly acceptPlaintext: boolean;
+}
+
+export interface Readings {
+  /** To be tried in this order: one that is refused for its key leads to the next. */
+  readonly ways: readonly Reading[];
+  /** Everything is being rewritten under another seal, so objects that were listed may be gone. */
+  readonly isMoving: boolean;
 }
 
 export interface RestoreOptions {
@@ -50,11 +67,16 @@ export interface Graded {
  */
 export class Restorer {
   readonly #options: RestorerOptions;
+  readonly #readings: () => Readings;
   readonly #known: Graded[] = [];
   #count = 0;
 
   constructor(options: RestorerOptions) {
+    const { sealKey } = options;
+    const seal = sealKey?.fingerprint ?? PLAINTEXT_SEAL;
+    const only: Readings = { ways: [{ sealKey, seal, acceptPlaintext: sealKey === null }], isMoving: false };
     this.#options = options;
+    this.#readings = options.readings ?? (() => only);
   }
 
   get graded(): readonly Graded[] {
@@ -66,11 +88,46 @@ export class Restorer {
    * the same time. What is wrong is thrown, and the file left for whoever looks into it.
    */
   async restore(target: RestoreTarget, options: RestoreOptions = {}): Promise<Graded | null> {
+    for (;;) {
+      const readings = this.#readings();
+      const refusals: string[] = [];
+      for (const reading of readings.ways) {
+        const outcome = await this.restoreAs(reading, target, options);
+        if (!isRefusal(outcome)) return outcome;
+        refusals.push(outcome.refusal);
+      }
+      // What refused has been overtaken by the next change of the encryption.
+      if (this.#readings() === readings) throw new Error(`${describe(target)}: ${refusals.join("; ")}`);
+    }
+  }
+
+  /** As `restore`, with this encryption configured; the refusal where it is the wrong one. */
+  async restoreAs(
+    reading: Reading,
+    target: RestoreTarget,
+    options: RestoreOptions = {},
+  ): Promise<Graded | null | Refusal> {
+    const before = this.#readings();
+    try {
+      return await this.#restoreAs(reading, target, options, () => before.isMoving || this.#readings() !== before);
+    } catch (error) {
+      const cause = error instanceof BakeliteError ? error : error instanceof Error ? error.cause : null;
+      if (cause instanceof BakeliteError && cause.code === "key-wrong") return { refusal: describeError(cause) };
+      throw error;
+    }
+  }
+
+  async #restoreAs(
+    reading: Reading,
+    target: RestoreTarget,
+    options: RestoreOptions,
+    hasMoved: () => boolean,
+  ): Promise<Graded | null> {
     const { databasePath, acks } = this.#options;
     this.#count++;
     const path = join(this.#options.folder, `restored-${this.#count}.db`);
     const [askedMs, startedMs] = [Date.now(), performance.now()];
-    const replica = await this.open();
+    const replica = await this.open(undefined, reading);
     const plan = await planOrNull(replica, target);
     if (plan === null) {
       const before = this.#known.at(-1);
@@ -93,7 +150,8 @@ export class Restorer {
         overwrite: false,
         integrity: "full",
       });
-      if (result.plan !== plan) throw new Error("something had to be walked around, though no object was ever damaged");
+      if (result.plan !== plan && !(hasMoved() && result.plan.index === index))
+        throw new Error("something had to be walked around, though no object was ever damaged");
       const grade = gradeRestore({
         path,
         acks: acks(),
@@ -118,15 +176,11 @@ export class Restorer {
     }
   }
 
-  async open(backend: Backend = this.#options.openReplica()): Promise<Replica> {
-    const { database, sealKey } = this.#options;
-    return await Replica.open({
-      database,
-      backends: [backend],
-      keys: sealKey === null ? emptyKeyRing : keyRing([sealKey]),
-      seal: sealKey?.fingerprint ?? PLAINTEXT_SEAL,
-      acceptPlaintext: sealKey === null,
-    });
+  async open(backend: Backend = this.#options.openReplica(), reading = this.#readings().ways[0]): Promise<Replica> {
+    if (reading === undefined) throw new Error("there is no way to read the replica");
+    const { sealKey, seal, acceptPlaintext } = reading;
+    const keys = sealKey === null ? emptyKeyRing : keyRing([sealKey]);
+    return await Replica.open({ database: this.#options.database, backends: [backend], keys, seal, acceptPlaintext });
   }
 
   /** Every restore point, as all trailers together tell it. */
@@ -147,6 +201,15 @@ export class Restorer {
         throw new Error(`it holds commit ${lastN}, but state ${other.index} was restored with ${other.lastN}`);
     }
   }
+}
+
+/** The replica, or the state that was asked for, takes another key. */
+export interface Refusal {
+  readonly refusal: string;
+}
+
+export function isRefusal(outcome: Graded | null | Refusal): outcome is Refusal {
+  return outcome !== null && "refusal" in outcome;
 }
 
 export function describe(target: RestoreTarget): string {

@@ -27,6 +27,9 @@ const { values } = parseArgs({
     /** Three destinations in lock-step (with `--to s3` one of them is a real S3 server), of which one after the other fails. */
     destinations: { type: "boolean", default: false },
     encrypted: { type: "boolean", default: false },
+    /** The encryption changes all the while, by `bakelite reencrypt`, which is killed as well; `--rotations` says how often. */
+    rotate: { type: "boolean", default: false },
+    rotations: { type: "string" },
     /** The compiled program instead of the source. */
     executable: { type: "boolean", default: false },
     /** A key of [defaults], as `--set max_wal_size=64KiB`; several times. */
@@ -96,6 +99,7 @@ function readOptions(seed: number): TortureOptions {
     ballastBytes: wholeNumber("ballast", values.ballast),
     mirror: values.mirror,
     encrypted: values.encrypted,
+    rotations: rotations(),
     destination: destination(values.to),
     program: values.executable ? "executable" : "source",
   };
@@ -105,6 +109,12 @@ function wholeNumber(name: string, text: string): number {
   const value = Number(text);
   if (!Number.isInteger(value) || value < 0) throw new Error(`--${name} is ${text}, and must be a whole number`);
   return value;
+}
+
+/** With `--rotate` a whole circle at least. */
+function rotations(): number {
+  if (values.rotations !== undefined) return wholeNumber("rotations", values.rotations);
+  return values.rotate ? Math.max(3, Math.ceil(wholeNumber("seconds", values.seconds) / 8)) : 0;
 }
 
 function destination(text: string): DestinationKind {

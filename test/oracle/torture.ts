@@ -1,6 +1,5 @@
 import { mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
-import { deriveSealKey, formatKeyText, type SealKey } from "../../src/format/envelope.ts";
 import { statePaths } from "../../src/state/layout.ts";
 import { readMirrorStatus } from "../../src/state/mirror-status.ts";
 import { FileBackend } from "../../src/storage/file.ts";
@@ -15,6 +14,7 @@ import {
   type DaemonLogLine,
   type DaemonOptions,
   type DaemonProcess,
+  daemonConfig,
   type Program,
   runBakelite,
   type Settings,
@@ -24,7 +24,8 @@ import { compareLogical } from "./grade.ts";
 import type { WriterSpec } from "./protocol.ts";
 import { Cast, type RoleName, rolesFor } from "./torture-cast.ts";
 import { type DestinationKind, openTortureDestination, type TortureDestination } from "./torture-destination.ts";
-import { type Graded, Restorer } from "./torture-restores.ts";
+import { describe, type Graded, isRefusal, type Refusal, Restorer } from "./torture-restores.ts";
+import { Rotation, type RotationCounts, type Sealing, type Ways } from "./torture-rotation.ts";
 
 export interface TortureOptions {
   readonly seed: number;
@@ -51,6 +52,11 @@ export interface TortureOptions {
   readonly program?: Program;
   /** With this the replica is sealed. */
   readonly encrypted?: boolean;
+  /**
+   * SIGKILLs of the daemon after each of which `bakelite reencrypt` changes the encryption: plaintext, a key, another key,
+   * plaintext. It is killed as well, now and then, and run again. None if not given.
+   */
+  readonly rotations?: number;
   /** Where it ships to: a directory by default; the others are servers behind a line with faults and outages. */
   readonly destination?: DestinationKind;
   /** A background mirror in a directory besides, which must hold the same at the end. */
@@ -75,6 +81,7 @@ export interface TortureReport {
   readonly writerKills: number;
   readonly crashes: number;
   readonly calms: number;
+  readonly encryption: RotationCounts;
   /** Graded restores: while writers wrote, then at rest. */
   readonly restoredLatest: number;
   readonly restoredAtTimes: number;
@@ -143,6 +150,7 @@ type Disturbance =
   | "kill the daemon"
   | "stop the daemon"
   | "restart the daemon"
+  | "change the encryption"
   | "outage"
   | "kill a writer"
   | "crash"
@@ -154,7 +162,7 @@ class TortureRun implements AsyncDisposable {
   readonly #random: Random;
   readonly #directory: TemporaryDirectory;
   readonly #daemonOptions: DaemonOptions;
-  readonly #sealing: Sealing | null;
+  readonly #rotation: Rotation;
   readonly #cast: Cast;
   readonly #destination: TortureDestination;
   readonly #restorer: Restorer;
@@ -169,7 +177,7 @@ class TortureRun implements AsyncDisposable {
   #calms = 0;
   #ended = false;
 
-  private constructor(options: TortureOptions, { directory, cast, sealing, destination }: Parts) {
+  private constructor(options: TortureOptions, { directory, cast, rotation, destination }: Parts) {
     this.#options = options;
     this.#destination = destination;
     this.#random = seededRandom(options.seed).fork("torture");
@@ -181,17 +189,17 @@ class TortureRun implements AsyncDisposable {
       configPath: configPathIn(directory.path),
       databases: [{ name: NAME, path: databasePath, replicas: [], destinations: [destination.table, ...mirrors] }],
       settings: { ...(options.mirror === true ? { mirror_interval: "500ms" } : {}), ...options.settings },
-      ...(sealing === null ? {} : { keyFile: sealing.keyFile }),
       logLevel: "debug",
       program: options.program ?? "source",
     };
-    this.#sealing = sealing;
+    this.#rotation = rotation;
     this.#restorer = new Restorer({
       openReplica: () => destination.open(),
       database: NAME,
       databasePath,
       folder: directory.path,
-      sealKey: sealing?.sealKey ?? null,
+      sealKey: null,
+      readings: () => rotation.readings,
       acks: () => cast.acks,
     });
   }
@@ -202,11 +210,22 @@ class TortureRun implements AsyncDisposable {
     await mkdir(directory.file("live"));
     const roles = typeof options.writers === "number" ? rolesFor(options.writers) : options.writers;
     const { ballastBytes = 0 } = options;
-    const sealing = options.encrypted === true ? await makeKey(directory) : null;
-    const destination = await openTortureDestination(options.destination ?? "file", directory, options.seed);
+    const kind = options.destination ?? "file";
+    const destination = await openTortureDestination(kind, directory, options.seed);
     try {
+      const rotation = await Rotation.begin({
+        directory,
+        database: NAME,
+        configPath: configPathIn(directory.path),
+        program: options.program ?? "source",
+        random: seededRandom(options.seed).fork("rotation"),
+        sealed: options.encrypted === true,
+        open: () => destination.open(),
+        folder: kind === "file" ? destination.localPath : null,
+        isLineFaulty: kind !== "file",
+      });
       const cast = await Cast.start({ database: databasePathIn(directory), roles, random, common, ballastBytes });
-      return new TortureRun(options, { directory, cast, sealing, destination });
+      return new TortureRun(options, { directory, cast, rotation, destination });
     } catch (error) {
       await destination[Symbol.asyncDispose]();
       throw error;
@@ -249,8 +268,12 @@ class TortureRun implements AsyncDisposable {
   }
 
   async #startDaemon(): Promise<void> {
-    this.#daemons.push(await startDaemon(this.#daemonOptions));
+    this.#daemons.push(await startDaemon(this.#optionsWith(this.#rotation.sealing)));
     this.#undisturbedSinceMs = Date.now();
+  }
+
+  #optionsWith(sealing: Sealing | null): DaemonOptions {
+    return { ...this.#daemonOptions, ...(sealing === null ? {} : { keyFile: sealing.keyFile }) };
   }
 
   /** One disturbance after the other, at moments drawn at random. */
@@ -260,6 +283,7 @@ class TortureRun implements AsyncDisposable {
     const quarter = Math.ceil(kills / 4);
     const schedule = [
       ...Array.from({ length: kills }, () => "kill the daemon" as const),
+      ...Array.from({ length: this.#options.rotations ?? 0 }, () => "change the encryption" as const),
       ...Array.from({ length: outages }, () => "outage" as const),
       ...Array.from({ length: this.#options.stops ?? quarter }, () => "stop the daemon" as const),
       ...Array.from({ length: this.#options.restarts ?? quarter }, () => "restart the daemon" as const),
@@ -293,6 +317,8 @@ class TortureRun implements AsyncDisposable {
         return;
       case "restart the daemon":
         return await this.#restartDaemon();
+      case "change the encryption":
+        return await this.#changeEncryption();
       case "outage":
         this.#undisturbedSinceMs = Number.POSITIVE_INFINITY;
         await this.#destination.outage?.(random.pick(["refuse", "hang"] as const), random.integer(200, MAX_OUTAGE_MS));
@@ -332,6 +358,41 @@ class TortureRun implements AsyncDisposable {
       await this.#daemon.kill();
       this.#daemonKills++;
       await this.#startDaemon();
+    }
+  }
+
+  /** The writers go on, and restores as well; the daemon then goes on where it was, under another key. */
+  async #changeEncryption(): Promise<void> {
+    this.#daemon.checkRunning();
+    this.#undisturbedSinceMs = Number.POSITIVE_INFINITY;
+    await this.#daemon.kill();
+    this.#daemonKills++;
+    const newest = await this.#restorer.restore({ kind: "latest" });
+    await this.#rotation.turn({
+      configure: (sealing) => writeFile(this.#daemonOptions.configPath, daemonConfig(this.#optionsWith(sealing))),
+      judgeInterrupted: (ways) => this.#judgeInterrupted(ways, newest),
+      tell: (what) => this.#tell(what),
+    });
+    if (newest !== null) await this.#restorer.restore({ kind: "latest" }, { floorN: newest.lastN });
+    await this.#startDaemon();
+  }
+
+  /** Whatever is configured restores the newest state or says which key it takes, and never gives an older one. */
+  async #judgeInterrupted({ oneOf, always }: Ways, newest: Graded | null): Promise<void> {
+    if (newest === null) return;
+    const time = { kind: "time", timeMs: this.#anyTime(this.#random) } as const;
+    for (const target of [{ kind: "latest" } as const, time]) {
+      const floorN = target.kind === "latest" ? newest.lastN : 0;
+      const restore = async (ways: Ways["oneOf"]) => {
+        const outcomes: (Graded | null | Refusal)[] = [];
+        for (const way of ways) outcomes.push(await this.#restorer.restoreAs(way, target, { floorN }));
+        return outcomes.filter((outcome) => outcome === null || isRefusal(outcome));
+      };
+      const [refused, refusedAlways] = [await restore(oneOf), await restore(always)];
+      if (refused.length === oneOf.length || refusedAlways.length > 0)
+        throw new Error(
+          `after a killed reencrypt, ${describe(target)} is refused: ${JSON.stringify([refused, refusedAlways])}`,
+        );
     }
   }
 
@@ -375,8 +436,11 @@ class TortureRun implements AsyncDisposable {
     while (performance.now() < endMs && !this.#ended) {
       const latest = random.chance(0.5);
       const undisturbedSinceMs = this.#undisturbedSinceMs;
+      // What could be restored once is never lost again.
+      const floorN = latest ? Math.max(0, ...this.#restorer.graded.map(({ lastN }) => lastN)) : 0;
       const restored = await this.#restorer.restore(
         latest ? { kind: "latest" } : { kind: "time", timeMs: this.#anyTime(random) },
+        { floorN },
       );
       if (latest && restored !== null) this.#noteAge(restored, undisturbedSinceMs);
       await Bun.sleep(random.integer(0, this.#options.restoreEveryMs ?? 1000));
@@ -434,6 +498,7 @@ class TortureRun implements AsyncDisposable {
     this.#tell("asking the independent reader");
     const destination = await this.#destination.judge();
     await this.#askJudge("verify");
+    if (this.#rotation.counts.rotations > 0) await this.#verifyByCommand();
     await this.#cast.resume();
     await this.#cast.stop();
     const atTimes = liveRestores.filter(({ target }) => target.kind === "time").length;
@@ -447,6 +512,7 @@ class TortureRun implements AsyncDisposable {
       writerKills: this.#cast.kills,
       crashes: this.#crashes,
       calms: this.#calms,
+      encryption: this.#rotation.counts,
       restoredLatest: liveRestores.length - atTimes,
       restoredAtTimes: atTimes,
       restoredAtRest: this.#restorer.graded.length - liveRestores.length,
@@ -532,6 +598,13 @@ class TortureRun implements AsyncDisposable {
     compareFiles(byCommand, restored, pageSizeOf(restored));
   }
 
+  async #verifyByCommand(): Promise<void> {
+    const { configPath, program = "source" } = this.#daemonOptions;
+    const { status, stdout, stderr } = await runBakelite(program, ["verify", "--config", configPath, "--db", NAME]);
+    if (status !== 0 || stderr !== "")
+      throw new Error(`\`bakelite verify\` ended with status ${status}: ${stderr}${stdout}`);
+  }
+
   async #restoreAtRest(lastIndex: number): Promise<void> {
     const random = this.#random.fork("at rest");
     for (let i = 0; i < AT_REST_TIMES; i++) {
@@ -555,7 +628,8 @@ class TortureRun implements AsyncDisposable {
 
   /** Runs the independent reader; exit status 0 means that all is in order. */
   async #askJudge(command: "verify" | "restore", ...args: readonly string[]): Promise<void> {
-    const keys = this.#sealing === null ? [] : ["--key-file", this.#sealing.keyFile];
+    const { sealing } = this.#rotation;
+    const keys = sealing === null ? [] : ["--key-file", sealing.keyFile];
     const program = [pythonPath(), JUDGE, command, this.#destination.localPath, "--database", NAME];
     const child = Bun.spawn([...program, ...keys, ...args], { stdin: "ignore", stdout: "pipe", stderr: "pipe" });
     const [stdout, stderr, status] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
@@ -630,6 +704,11 @@ export function describeReport(report: TortureReport): string {
     `  restores graded: ${report.restoredLatest} latest and ${report.restoredAtTimes} at a time under load, ${report.restoredAtRest} at rest, of ${report.restorePoints} restore points`,
     `  full backups stored: ${JSON.stringify(report.fullBackups)}, begun: ${JSON.stringify(report.fullBackupsBegun)}; comparisons: ${report.comparisons}`,
     `  age of the oldest commit not restorable: ${age}; largest WAL ${mebibytes(report.maxWalBytes)}; stopped in ${report.stopMs.toFixed(0)} ms`,
+    ...(report.encryption.rotations === 0
+      ? []
+      : [
+          `  encryption: ${report.encryption.rotations} changes; reencrypt: ${report.encryption.kills} kills, ${report.encryption.killsMidway} of them with objects under two seals`,
+        ]),
     ...(report.destination === "" ? [] : [`  ${report.destination}`]),
   ].join("\n");
 }
@@ -637,20 +716,8 @@ export function describeReport(report: TortureReport): string {
 interface Parts {
   readonly directory: TemporaryDirectory;
   readonly cast: Cast;
-  readonly sealing: Sealing | null;
+  readonly rotation: Rotation;
   readonly destination: TortureDestination;
-}
-
-interface Sealing {
-  readonly keyFile: string;
-  readonly sealKey: SealKey;
-}
-
-async function makeKey(directory: TemporaryDirectory): Promise<Sealing> {
-  const keyFile = directory.file("key.txt");
-  const rawKey = crypto.getRandomValues(new Uint8Array(32));
-  await writeFile(keyFile, `${formatKeyText(rawKey)}\n`, { mode: 0o600 });
-  return { keyFile, sealKey: deriveSealKey(rawKey) };
 }
 
 function databasePathIn(directory: TemporaryDirectory): string {
@@ -666,6 +733,7 @@ function commandLine({
   settings = {},
   program,
   encrypted,
+  rotations,
   ballastBytes,
   destination,
   mirror,
@@ -680,6 +748,7 @@ function commandLine({
   if (destination !== undefined && destination !== "file") parts.push(`--to ${destination}`);
   if (mirror === true) parts.push("--mirror");
   if (encrypted === true) parts.push("--encrypted");
+  if (rotations !== undefined && rotations > 0) parts.push(`--rotations ${rotations}`);
   if (program === "executable") parts.push("--executable");
   for (const [key, value] of Object.entries(settings)) parts.push(`--set ${key}=${String(value)}`);
   return parts.join(" ");

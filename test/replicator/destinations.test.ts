@@ -102,6 +102,21 @@ test("CURRENT is written as soon as the destination lets it, and no full backup 
   expect((await r.openReplica()).current).toMatchObject({ full: 1, index: 1 });
 });
 
+test("where CURRENT may not be overwritten it is told once, and everything else goes on", async () => {
+  await using r = await Replication.begin();
+  await r.makeRows(20);
+  const put = r.backend.gate("before", /CURRENT$/);
+  const daemon = await r.startDaemon();
+  await put.reached();
+  put.fail(new BakeliteError("storage-denied", "the object is locked"));
+  await daemon.until("the warning", () => daemon.log.find(/CURRENT may not be overwritten/).length === 1);
+  await r.setRows("1", 1, 20);
+  await daemon.synced();
+  expect(daemon.log.find(/interrupted/)).toEqual([]);
+  expect(begun(daemon)).toEqual(["first backup"]);
+  await r.assertLatestIsLive();
+});
+
 test("a first full backup that cannot be read back just then is not taken again", async () => {
   await using faulty = await beginFaulty();
   const { r, backend } = faulty;

@@ -7,7 +7,7 @@ import { type ExplainedPlan, planRestore, type RestoreTarget } from "../../src/r
 import { Replica } from "../../src/replica/replica.ts";
 import type { OpenedObject } from "../../src/replica/trailers.ts";
 import type { Attachment, ReplicationSettings } from "../../src/replicator/attachment.ts";
-import { Destinations } from "../../src/replicator/destinations.ts";
+import { Destinations, type DestinationsOptions } from "../../src/replicator/destinations.ts";
 import { DirectoryWatch } from "../../src/replicator/directory-watch.ts";
 import { type Phase, Replicator, type ReplicatorInputs } from "../../src/replicator/replicator.ts";
 import type { Shipper } from "../../src/replicator/shipper.ts";
@@ -113,6 +113,7 @@ export interface DaemonOptions {
   readonly backend?: Backend;
   /** Several of them, in lock-step. */
   readonly backends?: readonly Backend[];
+  readonly lockStep?: Pick<DestinationsOptions, "onIncomplete" | "times" | "policy">;
   readonly key?: SealKey | null;
   readonly acceptPlaintext?: boolean;
   readonly takeOver?: boolean;
@@ -139,9 +140,12 @@ export class Daemon implements AsyncDisposable {
   #isClosed = false;
 
   constructor(
-    inputs: Omit<ReplicatorInputs, "watch" | "log" | "run" | "randomHex" | "settings"> & { settings: Settings },
+    inputs: Omit<ReplicatorInputs, "watch" | "log" | "run" | "randomHex" | "settings"> & {
+      settings: Settings;
+      log: MemoryLog;
+    },
   ) {
-    this.log = new MemoryLog();
+    this.log = inputs.log;
     this.databasePath = inputs.path;
     this.settings = inputs.settings;
     this.#watch = new DirectoryWatch(this.log);
@@ -338,12 +342,14 @@ export class Replication implements AsyncDisposable {
   async startDaemon(options: DaemonOptions = {}): Promise<Daemon> {
     const key = options.key ?? null;
     const backends = options.backends ?? [options.backend ?? this.backend];
+    const log = new MemoryLog();
     const daemon = new Daemon({
       database: DATABASE,
       path: options.databasePath ?? this.databasePath,
       destinations: new Destinations(
         DATABASE,
         backends.map((backend) => ({ backend, type: "memory" })),
+        { ...options.lockStep, clock: this.clock, log },
       ),
       settings: { ...QUICK, ...this.#options.settings, ...options.settings },
       convertToWal: options.convertToWal ?? false,
@@ -354,6 +360,7 @@ export class Replication implements AsyncDisposable {
       writer: "bakelite/test",
       slots: options.slots ?? new Semaphore(1),
       clock: this.clock,
+      log,
     });
     this.daemons.push(daemon);
     return await daemon.start();

@@ -394,7 +394,7 @@ test("doctor is told of immutability, public access, soft delete, old versions a
     "public access": "warn",
     namespace: "warn",
     "conditional writes": "pass",
-    immutability: "fail",
+    immutability: "warn",
     "soft delete": "warn",
     versioning: "warn",
   });

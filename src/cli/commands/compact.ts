@@ -13,6 +13,7 @@ import { printable } from "../../util/printable.ts";
 import { createProgress } from "../../util/progress.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { errorDocument, failureOfPart, writeFailedPart } from "../failed-part.ts";
+import { noticesOf } from "../notices.ts";
 import { expiryDocument, writePruned } from "../pruned.ts";
 
 export const command: Command = {
@@ -61,12 +62,14 @@ async function compactOne(context: CommandContext, database: DatabaseConfig, dry
   const nowMs = clock.nowMs();
   let pruned: readonly DestinationPruned[] = [];
   let compaction: DatabaseCompacted | null = null;
+  const news = noticesOf(database.name, stderr);
   try {
     using progress = createProgress({ label: `merging ${database.name}`, output: stderr, clock });
     compaction = await compactDatabase(database, {
       dryRun,
       nowMs,
       signal,
+      news,
       findCuts: () => findFullBackups(database, nowMs),
       onProgress: (bytes) => progress.add(bytes),
     });
@@ -74,6 +77,7 @@ async function compactOne(context: CommandContext, database: DatabaseConfig, dry
       dryRun,
       nowMs,
       signal,
+      news,
       mergedOnly: true,
       readBack: new Map(),
       stateDirectory: env["BAKELITE_STATE_DIR"],

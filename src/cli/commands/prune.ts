@@ -3,6 +3,7 @@ import { type DestinationPruned, pruneDatabase } from "../../replica/maintain.ts
 import type { BakeliteError } from "../../util/errors.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { errorDocument, failureOfPart, writeFailedPart } from "../failed-part.ts";
+import { noticesOf } from "../notices.ts";
 import { expiryDocument, wasHindered, writePruned } from "../pruned.ts";
 
 export const command: Command = {
@@ -48,6 +49,7 @@ async function pruneOne(context: CommandContext, database: DatabaseConfig, dryRu
       dryRun,
       nowMs: clock.nowMs(),
       signal,
+      news: noticesOf(database.name, context.stderr),
       mergedOnly: false,
       readBack: new Map(),
       stateDirectory: env["BAKELITE_STATE_DIR"],

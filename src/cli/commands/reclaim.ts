@@ -11,6 +11,7 @@ import { printable } from "../../util/printable.ts";
 import { formatTimestamp } from "../../util/timestamps.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { errorDocument, failureOfPart, writeFailedPart } from "../failed-part.ts";
+import { noticesOf } from "../notices.ts";
 
 export const command: Command = {
   usage: "[--db <name>] [--min-age <duration>] [--dry-run] [--json]",
@@ -39,9 +40,10 @@ export const command: Command = {
     const outcomes: Outcome[] = [];
     for (const database of databases) {
       const daemonRunningForMs = await daemonAge(database, context.clock.nowMs());
+      const news = noticesOf(database.name, context.stderr);
       for (const backend of database.backends) {
         context.signal.throwIfAborted();
-        outcomes.push(await reclaimAt(database, openDestination(backend), daemonRunningForMs));
+        outcomes.push(await reclaimAt(database, openDestination(backend, news), daemonRunningForMs));
       }
     }
     if (context.flags.json) writeJson(context, outcomes, dryRun);

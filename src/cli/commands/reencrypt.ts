@@ -14,6 +14,7 @@ import { printable } from "../../util/printable.ts";
 import { createProgress, type Progress } from "../../util/progress.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { errorDocument, failureOfPart, writeFailedPart } from "../failed-part.ts";
+import { noticesOf } from "../notices.ts";
 
 export const command: Command = {
   readsObjects: true,
@@ -103,6 +104,7 @@ async function reencryptOne(
       nowMs: () => clock.nowMs(),
       signal,
       progress,
+      news: noticesOf(database.name, context.stderr),
     });
     return { database: database.name, outcome, error: null };
   } catch (error) {

@@ -13,6 +13,7 @@ import { printable } from "../../util/printable.ts";
 import { createProgress, type Progress } from "../../util/progress.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { errorDocument, failureOfPart, writeFailedPart } from "../failed-part.ts";
+import { noticesOf } from "../notices.ts";
 
 export const command: Command = {
   readsObjects: true,
@@ -53,7 +54,13 @@ async function repairOne(context: CommandContext, database: DatabaseConfig, dryR
   const { clock, signal } = context;
   using progress = new TerminalProgress(context, database.name);
   try {
-    const report = await repairDatabase(database, { dryRun, nowMs: clock.nowMs(), signal, progress });
+    const report = await repairDatabase(database, {
+      dryRun,
+      nowMs: clock.nowMs(),
+      signal,
+      progress,
+      news: noticesOf(database.name, context.stderr),
+    });
     signal.throwIfAborted();
     return { database: database.name, report, error: null };
   } catch (error) {

@@ -1,10 +1,13 @@
 import { stat } from "node:fs/promises";
 import { resolve } from "node:path";
 import type { DatabaseConfig } from "../../config/types.ts";
-import { openConfiguredReplica } from "../../replica/configured.ts";
-import { type ExplainedPlan, planRestore, type RestoreTarget } from "../../replica/plan.ts";
+import { chooseDestination, openConfiguredReplica } from "../../replica/configured.ts";
+import { carryOut, type ExplainedPlan, type RestoreTarget } from "../../replica/plan.ts";
+import { describeRememberedLoss, findRememberedLoss, type RememberedLoss } from "../../replica/remembered-loss.ts";
 import type { Replica } from "../../replica/replica.ts";
 import { type RestoreOptions, type RestoreResult, restoreDatabase } from "../../replica/restore.ts";
+import { type ReadFrom, readFrom } from "../../replica/restore-sources.ts";
+import { findLocalState, type LocalState } from "../../replica/verify-local.ts";
 import { formatByteSize } from "../../util/byte-sizes.ts";
 import { formatDuration } from "../../util/durations.ts";
 import { BakeliteError, systemErrorCode } from "../../util/errors.ts";
@@ -12,13 +15,14 @@ import { plural } from "../../util/plural.ts";
 import { printable } from "../../util/printable.ts";
 import { createProgress } from "../../util/progress.ts";
 import { systemError } from "../../util/system-error.ts";
+import type { TextOutput } from "../../util/text-output.ts";
 import { formatAgo, formatTimestamp, parseTargetTime } from "../../util/timestamps.ts";
 import type { Command, CommandContext } from "../command.ts";
 
 export const command: Command = {
   readsObjects: true,
   usage:
-    "--db <name> (--output <path> | --if-db-not-exists) [--timestamp <time>] [--force] [--if-replica-exists] [--integrity quick|full|none]",
+    "--db <name> (--output <path> | --if-db-not-exists) [--timestamp <time>] [--destination <which>] [--force] [--if-replica-exists] [--integrity quick|full|none]",
   description: [
     "Puts a database file together from its backups: the latest restore point, or the newest one at or before --timestamp. The file is written beside its target, checked, and renamed when it is complete.",
     'Times are RFC 3339 with any offset, a date (midnight UTC), `now`, or an age such as "1 hour ago".',
@@ -33,6 +37,12 @@ export const command: Command = {
       name: "timestamp",
       value: "time",
       description: "Restore the newest restore point at or before this moment; else the latest",
+    },
+    {
+      name: "destination",
+      value: "which",
+      description:
+        "Read from this one only: its number in the configuration, from 1, or its location; else from all that answer",
     },
     { name: "force", description: "Replace an existing file, unless somebody has it open" },
     {
@@ -57,6 +67,10 @@ export const command: Command = {
       command: 'bakelite restore --db app --output /tmp/an-hour-ago.db --timestamp "1 hour ago"',
     },
     {
+      comment: "From the second destination alone, to see that it can stand in for the others",
+      command: "bakelite restore --db app --output /tmp/second.db --destination 2",
+    },
+    {
       comment: "Before the application starts: seed an empty volume, else do nothing",
       command: "bakelite restore --db app --if-db-not-exists --if-replica-exists",
     },
@@ -65,16 +79,24 @@ export const command: Command = {
     const request = readRequest(context);
     const database = await onlyDatabase(context);
     const outputPath = request.output === undefined ? database.path : resolve(request.output);
+    const only = request.destination === undefined ? undefined : chooseDestination(database, request.destination);
     if (request.ifDbNotExists && (await exists(outputPath)))
       return nothingToDo(context, database, "database-exists", `${outputPath} exists`);
 
+    const local = await findLocalState(database);
     const replica = await openConfiguredReplica(database, {
       signal: context.signal,
       firstOnly: !database.validateOnRestore,
+      nearestFirst: database.validateOnRestore,
+      only,
     });
-    if (request.ifReplicaExists && replica.isMissing())
-      return nothingToDo(context, database, "replica-missing", "nothing has been backed up yet");
-    const work = new Restore(context, database, replica);
+    if (request.ifReplicaExists && replica.isMissing()) {
+      const loss = await findRememberedLoss(replica, local, null);
+      writeLoss(context.stderr, database.name, loss);
+      const sentence = loss === null ? "nothing has been backed up yet" : "nothing is stored any more";
+      return nothingToDo(context, database, "replica-missing", sentence, loss);
+    }
+    const work = new Restore(context, database, replica, local);
     await work.run(request, outputPath);
     return 0;
   },
@@ -82,6 +104,7 @@ export const command: Command = {
 
 interface Request {
   readonly output: string | undefined;
+  readonly destination: string | undefined;
   readonly target: RestoreTarget;
   readonly force: boolean;
   readonly ifDbNotExists: boolean;
@@ -100,6 +123,7 @@ function readRequest({ options, clock }: CommandContext): Request {
   const timestamp = options.text("timestamp");
   return {
     output,
+    destination: options.text("destination"),
     target:
       timestamp === undefined
         ? { kind: "latest" }
@@ -140,8 +164,10 @@ function nothingToDo(
   database: DatabaseConfig,
   reason: string,
   sentence: string,
+  loss: RememberedLoss | null = null,
 ): number {
-  if (flags.json) writeJson(stdout, { database: database.name, restored: false, reason });
+  const missing = loss === null ? {} : { missing: lossDocument(loss) };
+  if (flags.json) writeJson(stdout, { database: database.name, restored: false, reason, ...missing });
   else stdout.write(`nothing to restore for ${database.name}: ${printable(sentence)}\n`);
   return 0;
 }
@@ -151,11 +177,13 @@ class Restore {
   readonly #context: CommandContext;
   readonly #database: DatabaseConfig;
   readonly #replica: Replica;
+  readonly #local: LocalState | null;
 
-  constructor(context: CommandContext, database: DatabaseConfig, replica: Replica) {
+  constructor(context: CommandContext, database: DatabaseConfig, replica: Replica, local: LocalState | null) {
     this.#context = context;
     this.#database = database;
     this.#replica = replica;
+    this.#local = local;
   }
 
   async run(request: Request, outputPath: string): Promise<void> {
@@ -164,22 +192,30 @@ class Restore {
     // No commit is from the future, but a clock may have been: with a target there, the latest state is meant.
     const isFuture = request.target.kind === "time" && request.target.timeMs > nowMs;
     const startMs = clock.monotonicMs();
-    const plan = await planRestore(this.#replica, isFuture ? { kind: "latest" } : request.target);
-    const result = await this.#restore(plan, request, outputPath);
+    const target: RestoreTarget = isFuture ? { kind: "latest" } : request.target;
+    const { plan, result } = await carryOut(this.#replica, target, (planned) =>
+      this.#restore(planned, request, outputPath),
+    );
+    const sources = readFrom(this.#replica, result.plan);
     const told: Told = {
       plan,
       result,
       request,
+      sources,
+      loss: await findRememberedLoss(this.#replica, this.#local, result.plan),
       notes: [
         ...(isFuture ? ["the target lies in the future: this is the latest restore point"] : []),
         ...plan.notes,
         ...notesOn(plan, result),
+        ...notesOnSources(sources, plan),
+        ...notesOnCursor(this.#local),
       ],
       targetMs: request.target.kind === "time" && !isFuture ? request.target.timeMs : nowMs,
       durationMs: clock.monotonicMs() - startMs,
     };
     if (this.#context.flags.json) this.#writeDocument(told);
     else this.#writeText(told);
+    writeLoss(this.#context.stderr, this.#database.name, told.loss);
   }
 
   async #restore(plan: ExplainedPlan, { force, integrity }: Request, outputPath: string): Promise<RestoreResult> {
@@ -214,7 +250,7 @@ class Restore {
     });
   }
 
-  #writeText({ plan, result, request, notes, targetMs, durationMs }: Told): void {
+  #writeText({ plan, result, request, sources, notes, targetMs, durationMs }: Told): void {
     const { stdout, stderr, clock } = this.#context;
     for (const note of notes) stderr.write(`note: ${printable(note)}\n`);
     const before = formatDuration(Math.max(0, targetMs - plan.stampMs));
@@ -224,13 +260,14 @@ class Restore {
       `  restore point  ${point}`,
       `  next one       ${plan.next === null ? "none" : `${formatTimestamp(plan.next.stampMs)} (state ${plan.next.index})`}`,
       `  made of        full backup ${result.plan.full.first} and ${plural(result.plan.changeSets.length, "change-set")}`,
+      ...readFromLines(sources),
       `  size           ${formatByteSize(result.sizeBytes)}, ${formatByteSize(result.fetchedBytes)} fetched in ${formatDuration(durationMs)}`,
       `  checked        ${checks(result, request)}`,
     ];
     stdout.write(`${lines.join("\n")}\n`);
   }
 
-  #writeDocument({ plan, result, request, notes, targetMs, durationMs }: Told): void {
+  #writeDocument({ plan, result, request, sources, loss, notes, targetMs, durationMs }: Told): void {
     writeJson(this.#context.stdout, {
       database: this.#database.name,
       restored: true,
@@ -245,6 +282,9 @@ class Restore {
         plan.next === null ? null : { index: plan.next.index, time: formatTimestamp(plan.next.stampMs) },
       full_backup: result.plan.full.first,
       change_sets: result.plan.changeSets.length,
+      destinations: sources.destinations.map(({ location, state, objects }) => ({ location, state, objects })),
+      broken: sources.broken.map(({ location, key, kind, message }) => ({ destination: location, key, kind, message })),
+      missing: loss === null ? null : lossDocument(loss),
       size_bytes: result.sizeBytes,
       fetched_bytes: result.fetchedBytes,
       duration_ms: Math.round(durationMs),
@@ -258,6 +298,8 @@ class Restore {
 
 interface Told {
   readonly plan: ExplainedPlan;
+  readonly sources: ReadFrom;
+  readonly loss: RememberedLoss | null;
   readonly result: RestoreResult;
   readonly request: Request;
   readonly notes: readonly string[];
@@ -266,12 +308,76 @@ interface Told {
   readonly durationMs: number;
 }
 
+/** Last, where it is seen: whoever restores must not take what is left for all there was. */
+function writeLoss(stderr: TextOutput, database: string, loss: RememberedLoss | null): void {
+  if (loss === null) return;
+  const { message, hint } = describeRememberedLoss(loss);
+  stderr.write(`WARNING: ${printable(`${database}: ${message}`)}\n  hint: ${printable(hint)}\n`);
+}
+
+function lossDocument(loss: RememberedLoss): Record<string, unknown> {
+  const { firstIndex, lastIndex, lastStampMs, newest } = loss;
+  return {
+    first: firstIndex,
+    last: lastIndex,
+    last_time: formatTimestamp(lastStampMs),
+    restorable_until: newest === null ? null : formatTimestamp(newest.stampMs),
+    message: describeRememberedLoss(loss).message,
+  };
+}
+
 function notesOn(plan: ExplainedPlan, result: RestoreResult): readonly string[] {
   const notes = result.removedLeftovers.map((path) => `removed ${path}, left over from a restore that was killed`);
   if (result.plan.full !== plan.full || result.plan.changeSets.length !== plan.changeSets.length)
     notes.push(
       `objects of the first plan could not be read: made of full backup ${result.plan.full.first} and ${plural(result.plan.changeSets.length, "change-set")} instead`,
     );
+  return notes;
+}
+
+/** A cursor that cannot be read says nothing of what may be missing. */
+function notesOnCursor(local: LocalState | null): readonly string[] {
+  if (local === null) return [];
+  const warnings = local.warnings.filter(({ destination }) => destination === local.cursorPath);
+  return warnings.map(({ destination, message }) => `${destination}: ${message}`);
+}
+
+/** Nothing where there is one destination only. */
+function readFromLines({ destinations }: ReadFrom): readonly string[] {
+  const used = destinations.filter(({ state }) => state === "used");
+  if (destinations.length === 1) return [];
+  return used.map(
+    ({ location, objects }, i) =>
+      `  ${i === 0 ? "read from" : "         "}      ${printable(location)}${used.length === 1 ? "" : ` (${plural(objects, "object")})`}`,
+  );
+}
+
+/** More damaged objects are counted only. */
+const MAX_TOLD = 10;
+
+function notesOnSources({ destinations, broken }: ReadFrom, plan: ExplainedPlan): readonly string[] {
+  const notes: string[] = [];
+  // An older target is what was asked for, whatever else there may be.
+  if (plan.next === null)
+    for (const { location, state } of destinations)
+      if (state === "unreachable")
+        notes.push(`${location} does not answer, and may hold a more recent state than this`);
+  const forks = Map.groupBy(
+    broken.filter(({ kind }) => kind === "fork"),
+    ({ location }) => location,
+  );
+  for (const [location, { length }] of forks)
+    notes.push(
+      `${plural(length, "object")} of another history at ${location} ${length === 1 ? "was" : "were"} not used: \`bakelite verify\` tells more`,
+    );
+  const untold = broken.filter(
+    ({ location, key, kind }) => kind !== "fork" && !plan.notes.some((note) => note.includes(`${location}/${key}`)),
+  );
+  for (const { location, key, message } of untold.slice(0, MAX_TOLD))
+    notes.push(`${location}/${key} was not used: ${message}`);
+  if (untold.length > MAX_TOLD) notes.push(`and ${untold.length - MAX_TOLD} more objects were not used: see --json`);
+  if (broken.some(({ kind }) => kind !== "fork") && destinations.length > 1)
+    notes.push("run `bakelite repair` to heal what was found broken");
   return notes;
 }
 

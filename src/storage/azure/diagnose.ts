@@ -100,8 +100,8 @@ function checkImmutability({ headers, refusal }: AzureAnswer): Diagnosis {
   if (found.length === 0) return { check, level: "pass", message: "off" };
   return {
     check,
-    level: "fail",
-    message: `${found.join(" and ")} on the whole container: CURRENT cannot be replaced there, so nothing more can be stored after the second full backup`,
+    level: "warn",
+    message: `${found.join(" and ")} on the whole container: CURRENT cannot be replaced there, which \`verify\` reports, and nothing can be removed`,
     hint: "use version-level immutability, which keeps old versions and lets new ones take their names",
   };
 }

@@ -85,7 +85,9 @@ function checkPermissions(held: readonly string[] | null): readonly Diagnosis[] 
   const missing = NEEDED.filter((permission) => !held.includes(permission));
   if (missing.length === 0) return [{ check, level: "pass", message: "create, get, list and delete objects" }];
   // Google counts replacing as deleting, so even who removes nothing needs it.
-  const consequence = missing.includes("storage.objects.delete") ? ": CURRENT and the manifest cannot be replaced" : "";
+  const consequence = missing.includes("storage.objects.delete")
+    ? ": CURRENT cannot be replaced, and nothing removed"
+    : "";
   return [
     {
       check,
@@ -142,8 +144,8 @@ function judgeRetention({ retentionPolicy, versioning }: Bucket): readonly Diagn
   return [
     {
       check,
-      level: "fail",
-      message: `every object is kept for ${length} (${lock}), so CURRENT and the manifest cannot be replaced, and nothing younger is removed`,
+      level: "warn",
+      message: `every object is kept for ${length} (${lock}), so CURRENT cannot be replaced, which \`verify\` reports, and nothing younger is removed`,
       hint: "switch object versioning on for the bucket, which lets a kept object become noncurrent, or use a bucket without a retention policy",
     },
   ];

@@ -184,7 +184,7 @@ function explainKept({ message }: Refusal): Explanation {
   return {
     code: "storage-denied",
     why: `the object cannot be deleted or replaced until ${when}, as the bucket's retention policy says`,
-    hint: "wait, or let `retention` keep backups longer than the bucket does; CURRENT and the manifest are replaced often, so a bucket with a retention policy needs object versioning as well",
+    hint: "wait, or let `retention` keep backups longer than the bucket does; with object versioning on, what is kept can still be replaced",
   };
 }
 
