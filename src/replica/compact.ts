@@ -7,6 +7,7 @@ import type { Backend, ByteSource } from "../storage/backend.ts";
 import { bytesSource } from "../storage/backend.ts";
 import { backendRangeSource } from "../storage/range-source.ts";
 import { BakeliteError } from "../util/errors.ts";
+import { nextTurn } from "../util/turns.ts";
 import { type Merge, planMerges } from "./compaction-plan.ts";
 import { COMPACTION_REASON } from "./facts.ts";
 import { mergePages } from "./merge-pages.ts";
@@ -95,7 +96,7 @@ async function compactLevel(
 ): Promise<"done" | "outdated"> {
   const tried = new Set<string>();
   for (;;) {
-    const plan = planLevel(replica, level, windowMs, options);
+    const plan = await planLevel(replica, level, windowMs, options);
     const { failedDestinations } = replica.trailers;
     const failedCount = failedDestinations.size;
     for (const merge of plan.merges) {
@@ -139,8 +140,11 @@ function isOfObject({ code }: BakeliteError): boolean {
   return OBJECT_ERRORS.has(code);
 }
 
-function planLevel(replica: Replica, level: number, windowMs: number, options: CompactOptions) {
+async function planLevel(replica: Replica, level: number, windowMs: number, options: CompactOptions) {
+  await nextTurn();
   const { catalog, trailers, graph } = replica;
+  // Of very many objects each of the two takes long enough.
+  await nextTurn();
   return planMerges({
     catalog,
     knowledge: (object) => trailers.knowledge(object),

@@ -67,14 +67,24 @@ export async function layPages(replica: Replica, plan: RestorePlan, options: Lay
     if (failure === null) return work.finish(current);
     if (attempt === MAX_PLANS) throw failure.error;
     if (failure.gone) await replica.refresh();
-    current = await replan(replica, current, failure.error);
+    current = await replan(replica, current, failure);
   }
 }
 
-/** Another way to the same state. `cause` is why there must be one, and is thrown when there is none. */
-async function replan(replica: Replica, failed: RestorePlan, cause: BakeliteError): Promise<RestorePlan> {
+/** Another way to the same state. `failure` is why there must be one, and becomes the cause of what is thrown when there is none. */
+async function replan(replica: Replica, failed: RestorePlan, { error: cause, gone }: Failure): Promise<RestorePlan> {
   const plan = await planForIndex(replica, failed.index);
   if (plan !== null && plan.lineage === failed.lineage) return plan;
+  if (gone)
+    throw new BakeliteError(
+      "replica-corrupt",
+      `cannot restore state ${failed.index}: an object that it needs was deleted meanwhile, and nothing that is left leads there`,
+      {
+        ...(cause.subject === undefined ? {} : { subject: cause.subject }),
+        hint: "restore another --timestamp: `bakelite list` shows what the policy keeps, and `bakelite keep` makes it keep a moment",
+        cause,
+      },
+    );
   throw new BakeliteError(
     "replica-corrupt",
     `cannot restore state ${failed.index}: an object that it needs is damaged or missing`,

@@ -245,7 +245,7 @@ function sealProblem(replica: Replica, object: ReplicaObject): BakeliteError {
   if (object.seal === PLAINTEXT_SEAL)
     return new BakeliteError("key-wrong", "cannot restore: the replica is not encrypted, but the config names a key", {
       subject,
-      hint: "set accept_plaintext = true under [defaults.encryption] if that is right, or run `bakelite reencrypt`",
+      hint: "if it was stored before encryption was switched on, set accept_plaintext = true under [defaults.encryption], or run `bakelite reencrypt`; if not, somebody without the key has put it there: do neither",
     });
   const { fingerprints } = replica.options.keys;
   const ours = fingerprints.length === 0 ? "and no key is configured" : `this is ${fingerprints.join(", ")}`;

@@ -1,10 +1,11 @@
 import { verifyObject } from "../format/decode.ts";
 import { backendRangeSource } from "../storage/range-source.ts";
 import { BakeliteError } from "../util/errors.ts";
+import { inTurns, nextTurn } from "../util/turns.ts";
 import { keyOf, markedIndexes, nameOf, type ReplicaObject } from "./catalog.ts";
 import { factsOf } from "./facts.ts";
 import type { Replica } from "./replica.ts";
-import { type Expiry, planRetention, type RetentionPlan } from "./retention-plan.ts";
+import { type Expiry, planningRetention, type RetentionPlan } from "./retention-plan.ts";
 import type { RetentionPolicy } from "./retention-policy.ts";
 
 export interface PruneOptions {
@@ -12,10 +13,14 @@ export interface PruneOptions {
   readonly marks: readonly number[];
   /** Why nothing may be deleted now; null: nothing speaks against it. */
   readonly frozen: string | null;
+  /** As `RetentionInputs.damaged`. */
+  readonly damaged?: ReadonlySet<string> | undefined;
   /** Unix milliseconds by our own clock, which can make things look younger, never older. */
   readonly nowMs: number;
   /** Plan only. */
   readonly dryRun: boolean;
+  /** Read back the full backup that history is cut at, too, before anything older goes. */
+  readonly readsFullBackup?: boolean | undefined;
   /** What was read back before, by `identityOf`: it is not read again, and what is read now is added. */
   readonly readBack: Set<string>;
   readonly signal?: AbortSignal | undefined;
@@ -26,7 +31,7 @@ export interface PruneReport {
   readonly plan: RetentionPlan;
   /** What was deleted; with `dryRun` what would be, as far as that can be told without reading back. */
   readonly deleted: readonly Expiry[];
-  /** Merged objects that were not read back whole: what they stand for stays. */
+  /** Objects that could not be read back whole: what would rest on them stays. */
   readonly unsound: readonly { readonly object: ReplicaObject; readonly error: BakeliteError }[];
   /** The destination does not allow to delete (credentials, Object Lock); else null. */
   readonly denied: BakeliteError | null;
@@ -47,15 +52,15 @@ export async function pruneReplica(replica: Replica, options: PruneOptions): Pro
   let plan = await planWithFacts(replica, options);
   if (options.dryRun) return { plan, deleted: plan.expired, unsound, denied: null };
   for (let round = 0; round < MAX_ROUNDS; round++) {
-    const unread = [...standInsOf(plan)].filter((object) => !options.readBack.has(identityOf(object)));
+    const unread = [...reliedOn(plan, options)].filter((object) => !options.readBack.has(identityOf(object)));
     if (unread.length === 0) break;
     unsound.push(...(await readBackAll(replica, unread, options)));
     await replica.refresh();
     plan = await planWithFacts(replica, options);
   }
-  const certain = plan.expired.filter(
-    ({ supersededBy }) => supersededBy === null || options.readBack.has(identityOf(supersededBy)),
-  );
+  const wasRead = (object: ReplicaObject) => options.readBack.has(identityOf(object));
+  const mayCut = options.readsFullBackup !== true || (plan.cutAt !== null && wasRead(plan.cutAt));
+  const certain = plan.expired.filter(({ supersededBy }) => (supersededBy === null ? mayCut : wasRead(supersededBy)));
 
   const [backend] = replica.options.backends;
   const deleted: Expiry[] = [];
@@ -83,11 +88,12 @@ export function identityOf(object: ReplicaObject): string {
 
 /** Loads facts until the plan wants no more; each round makes some objects known for good. */
 async function planWithFacts(replica: Replica, options: PruneOptions): Promise<RetentionPlan> {
-  const { policy, marks, frozen, nowMs, signal } = options;
+  const { policy, marks, frozen, damaged, nowMs, signal } = options;
   for (;;) {
     signal?.throwIfAborted();
     const { catalog, trailers, current } = replica;
-    const plan = planRetention({
+    await nextTurn();
+    const planning = planningRetention({
       catalog,
       knowledge: (object) => trailers.knowledge(object),
       preferences: { seal: replica.options.seal, current },
@@ -95,15 +101,20 @@ async function planWithFacts(replica: Replica, options: PruneOptions): Promise<R
       // One that was set since the options were made counts too.
       marks: [...new Set([...marks, ...markedIndexes(catalog)])],
       frozen,
+      damaged,
       nowMs,
     });
+    const plan = await inTurns(planning);
     if (plan.unknown.length === 0) return plan;
     await trailers.load(plan.unknown);
   }
 }
 
-function standInsOf({ expired }: RetentionPlan): ReadonlySet<ReplicaObject> {
-  return new Set(expired.flatMap(({ supersededBy }) => (supersededBy === null ? [] : [supersededBy])));
+/** What must be sound once the rest is gone. */
+function reliedOn({ expired, cutAt }: RetentionPlan, { readsFullBackup }: PruneOptions): ReadonlySet<ReplicaObject> {
+  const objects = new Set(expired.flatMap(({ supersededBy }) => (supersededBy === null ? [] : [supersededBy])));
+  if (readsFullBackup === true && cutAt !== null) objects.add(cutAt);
+  return objects;
 }
 
 /** Those that are not sound; from then on they count as unusable, and what else stands for their inputs may be found. */

@@ -1,7 +1,7 @@
-import type { ReplicaObject } from "./catalog.ts";
+import { keyBelow, type ReplicaObject } from "./catalog.ts";
 import { firstOfRecent } from "./compaction-plan.ts";
 import type { ObjectFacts } from "./facts.ts";
-import { LineageGraph } from "./paths.ts";
+import { LineageGraph, type StatePath } from "./paths.ts";
 import { RetentionClock } from "./retention-clock.ts";
 import { findLoss } from "./retention-loss.ts";
 import { keepBesideMs, type RetentionInputs } from "./retention-policy.ts";
@@ -32,6 +32,8 @@ export interface UnmetLimit {
 export interface RetentionPlan {
   /** In the order in which to delete: change-sets before full backups, the newest first. */
   readonly expired: readonly Expiry[];
+  /** The full backup that history is cut at, on which all that is older than it then rests; null when it is not cut. */
+  readonly cutAt: ReplicaObject | null;
   /** The oldest state that stays restorable; null when nothing is. */
   readonly floor: number | null;
   readonly unmet: readonly UnmetLimit[];
@@ -49,6 +51,15 @@ const GRACE_MS = 10 * 60_000;
  * the stamps, whichever makes things younger, so that no single wrong clock makes anything look old.
  */
 export function planRetention(inputs: RetentionInputs): RetentionPlan {
+  const steps = planningRetention(inputs);
+  for (;;) {
+    const step = steps.next();
+    if (step.done === true) return step.value;
+  }
+}
+
+/** As `planRetention`, in steps of which the longest make one graph of all objects: whoever shares a thread gives way in between. */
+export function planningRetention(inputs: RetentionInputs): Generator<void, RetentionPlan> {
   return new RetentionPlanner(inputs).plan();
 }
 
@@ -89,28 +100,47 @@ class RetentionPlanner {
         if (contested.has(object.first - 1) && inputs.knowledge(object) === "unknown") this.#unknown.add(object);
   }
 
-  plan(): RetentionPlan {
+  *plan(): Generator<void, RetentionPlan> {
+    yield;
     const { restorePoints } = this.#graph;
     const newest = restorePoints.at(-1);
-    const nothing = { expired: [], floor: restorePoints[0] ?? null, unmet: [], refused: null };
+    const nothing = { expired: [], cutAt: null, floor: restorePoints[0] ?? null, unmet: [], refused: null };
     // Without a restore point nobody knows what the rest is good for; without the full backups' facts, neither.
     if (newest === undefined || this.#unknown.size > 0) return { ...nothing, unknown: [...this.#unknown] };
 
-    const merged = this.#findMerged();
+    const merged = yield* this.#findMerged();
+    yield;
     const afterMerging = merged.size === 0 ? this.#graph : this.#graphWithout(new Set(merged.keys()));
+    yield;
     const { floors, unmet } = this.#chooseFloors(afterMerging, newest, merged);
+    yield;
     const expired = this.#collect(merged, floors);
     const isIdle = expired.length === 0;
     const doomed = new Set(expired.map(({ object }) => object));
-    const refused = isIdle ? null : (this.#inputs.frozen ?? findLoss(this.#inputs, this.#graph, doomed));
+    yield;
+    const refused = isIdle ? null : (this.#whyFrozen(doomed) ?? findLoss(this.#inputs, this.#graph, doomed));
+    yield;
     const floor = floors.at(-1)?.full ?? null;
     return {
       expired: refused === null ? expired : [],
+      cutAt: expired.some(({ supersededBy }) => supersededBy === null) ? floor : null,
       floor: restorePoints.find((point) => point >= (floor === null ? 0 : this.#settledOf(floor))) ?? null,
       unmet,
       refused,
       unknown: [...this.#unknown],
     };
+  }
+
+  /** Why nothing may go. Where all that is damaged goes itself, what stays was found sound. */
+  #whyFrozen(doomed: ReadonlySet<ReplicaObject>): string | null {
+    const { catalog, frozen, damaged } = this.#inputs;
+    if (damaged === undefined) return frozen;
+    const goes = new Set([...doomed].map((object) => keyBelow(object)));
+    const stays = [...catalog.fulls, ...catalog.changeSets].some((object) => {
+      const key = keyBelow(object);
+      return damaged.has(key) && !goes.has(key);
+    });
+    return stays ? frozen : null;
   }
 
   #graphWithout(gone: ReadonlySet<ReplicaObject>): LineageGraph {
@@ -133,7 +163,7 @@ class RetentionPlanner {
   }
 
   /** What goes because something of a higher level stands for it and stays, and what that is. */
-  #findMerged(): ReadonlyMap<ReplicaObject, ReplicaObject> {
+  *#findMerged(): Generator<void, ReadonlyMap<ReplicaObject, ReplicaObject>> {
     const { catalog, knowledge, marks } = this.#inputs;
     const merged = new Map<ReplicaObject, ReplicaObject>();
     const usable = this.#usableChangeSets();
@@ -148,6 +178,7 @@ class RetentionPlanner {
     // From the highest level down: what goes itself stands for nothing.
     for (const result of usable.toSorted((a, b) => b.level - a.level)) {
       if (result.level === 0) break;
+      yield;
       if (merged.has(result) || !this.#clock.wasStoredFor(this.#graceMs, result)) continue;
       const spanned = standIns.spannedBy(result);
       if (!spanned.some((object) => !merged.has(object) && this.#mayBeMerged(object, result))) continue;
@@ -254,19 +285,30 @@ class RetentionPlanner {
 
   /**
    * Whether all that leads to the restore point was read, since what is only listed may be damaged, and what begins there goes on from
-   * it, if anything does: else it may be another writer's. "No" as long as nobody knows it.
+   * it, if anything does: else it may be another writer's. So may the full backup be, where a change-set that ends at it was not read: it
+   * may bring another lineage there, and that one may be ours. "No" as long as nobody knows it.
    */
   #isProven(graph: LineageGraph, point: number): boolean {
     const { catalog, knowledge } = this.#inputs;
     const path = graph.pathTo(point);
-    if (path === null) return false;
-    const isUsable = (object: ReplicaObject) => knowledge(object) !== "unusable";
-    const followers = catalog.changeSets.filter((object) => object.first === point + 1 && isUsable(object));
-    const unread = [...path.changeSets, ...followers].filter((object) => knowledge(object) === "unknown");
+    if (path === null || !this.#isSettledByItsOwn(path)) return false;
+    const usable = catalog.changeSets.filter((object) => knowledge(object) !== "unusable");
+    const followers = usable.filter(({ first }) => first === point + 1);
+    const arrivals = usable.filter(({ last }) => last === path.full.last);
+    const unread = [...path.changeSets, ...arrivals, ...followers].filter((object) => knowledge(object) === "unknown");
     for (const object of unread) this.#unknown.add(object);
     if (unread.length > 0) return false;
     const lineage = this.#factsOf(path.changeSets.at(-1) ?? path.full)?.result;
     return followers.length === 0 || followers.some((object) => this.#factsOf(object)?.parent === lineage);
+  }
+
+  /**
+   * Whether what was stored while the full backup was taken is under the same key: what is not may be another writer's, whose pages do
+   * not belong to those that the full backup took too late.
+   */
+  #isSettledByItsOwn({ full, changeSets }: StatePath): boolean {
+    const settled = this.#settledOf(full);
+    return changeSets.every(({ first, seal }) => first > settled || seal === full.seal);
   }
 
   #factsOf(object: ReplicaObject): ObjectFacts | null {

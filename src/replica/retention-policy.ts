@@ -28,6 +28,11 @@ export interface RetentionInputs {
   readonly marks: readonly number[];
   /** Why nothing may be deleted now, such as a verify that found problems; null: nothing speaks against it. */
   readonly frozen: string | null;
+  /**
+   * Where the whole reason for `frozen` is that these objects of the destination are damaged, and all others were read and found sound:
+   * their keys below the database's folder. Once the plan gives up all of them it is not held back.
+   */
+  readonly damaged?: ReadonlySet<string> | undefined;
   /** Unix milliseconds by our own clock, which can make things look younger, never older. */
   readonly nowMs: number;
 }

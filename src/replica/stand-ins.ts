@@ -63,6 +63,7 @@ export class StandIns {
     // One that is settled later than where it ends would take away the restore point that it should leave.
     if (facts === null || !facts.compacted || facts.settled > last) return NOTHING;
     if (!this.#isFollowed(result, facts, followers) || this.#hasRivals(result, facts, within)) return NOTHING;
+    if (followers.length === 0 && !this.#isConfirmed(result, facts, within)) return NOTHING;
     return { inputs: this.#joined(result, facts, within), unknown: [] };
   }
 
@@ -73,6 +74,16 @@ export class StandIns {
       if (facts !== null && facts.result !== result) return false;
     }
     return followers.length === 0 || followers.some((object) => this.#factsOf(object)?.parent === result);
+  }
+
+  /**
+   * Whether something else that was read ends in the same state. Where nothing does and nothing follows, what led there may be damaged or
+   * gone, and this one another writer's.
+   */
+  #isConfirmed(object: ReplicaObject, { result }: ObjectFacts, within: readonly ReplicaObject[]): boolean {
+    return [...within, ...this.#inputs.fulls].some(
+      (other) => other !== object && other.last === object.last && this.#factsOf(other)?.result === result,
+    );
   }
 
   /** Whether the facts of `within` give any state another lineage than it has, or than each other. */

@@ -206,7 +206,7 @@ test("after a verify that found problems nothing is deleted until one is clean",
   const [store = ""] = replica.stores;
   mkdirSync(`${directory.file("")}/state`, { recursive: true });
   mkdirSync(`${replica.databasePath.replace("app.db", ".bakelite")}`, { mode: 0o700 });
-  const damaged = `${store}/app/L0/${digits(150)}-${digits(150)}.p`;
+  const damaged = `${store}/app/L0/${digits(190)}-${digits(190)}.p`;
   const bytes = readFileSync(damaged);
   writeFileSync(damaged, bytes.subarray(0, bytes.length - 1));
   expect(await run(replica, "verify")).toMatchObject({ status: 1 });
@@ -224,6 +224,47 @@ test("after a verify that found problems nothing is deleted until one is clean",
   expect(await run(replica, "verify")).toMatchObject({ status: 0 });
   expect((await runJson(replica)).destinations).toMatchObject([{ refused: null }]);
   expect(hashTree(store)).not.toBe(before);
+});
+
+test("history stays when the full backup that it would be cut at cannot be read back from the disk", async () => {
+  const replica = await scene({ policy: "max_backups = 1\n" });
+  const [store = ""] = replica.stores;
+  const newest = `${store}/app/full/${digits(180)}.p`;
+  const bytes = readFileSync(newest);
+  const middle = bytes.length >> 1;
+  writeFileSync(newest, Buffer.from(bytes).fill(7, middle, middle + 20));
+  age(store, replica.builder);
+  const { status, destinations } = await runJson(replica);
+  expect([status, destinations]).toMatchObject([1, [{ unsound: [expect.anything()], oldest_kept_index: 120 }]]);
+  expect(existsSync(`${store}/app/full/${digits(120)}.p`)).toBe(true);
+  await expectRestorable(replica, [150]);
+
+  writeFileSync(newest, bytes);
+  age(store, replica.builder);
+  expect((await runJson(replica)).destinations).toMatchObject([{ unsound: [], oldest_kept_index: 180 }]);
+  expect(existsSync(`${store}/app/full/${digits(120)}.p`)).toBe(false);
+});
+
+test("what verify finds damaged goes when all of it is what the policy gives up, and verify is clean again", async () => {
+  const replica = await scene({ policy: "max_backups = 1\n" });
+  const [store = ""] = replica.stores;
+  mkdirSync(`${directory.file("")}/state`, { recursive: true });
+  mkdirSync(`${replica.databasePath.replace("app.db", ".bakelite")}`, { mode: 0o700 });
+  const needed = `${store}/app/L0/${digits(190)}-${digits(190)}.p`;
+  const superseded = [`${store}/app/full/${digits(1)}.p`, `${store}/app/L0/${digits(30)}-${digits(30)}.p`];
+  const damage = (path: string) => writeFileSync(path, readFileSync(path).fill(7, 200, 220));
+  const sound = readFileSync(needed);
+  for (const path of [needed, ...superseded]) damage(path);
+  age(store, replica.builder);
+  expect(await run(replica, "verify")).toMatchObject({ status: 1 });
+  expect((await runJson(replica)).destinations).toMatchObject([{ deleted: [], refused: expect.any(String) }]);
+
+  writeFileSync(needed, sound);
+  age(store, replica.builder);
+  expect(await run(replica, "verify")).toMatchObject({ status: 1 });
+  expect((await runJson(replica)).destinations).toMatchObject([{ refused: null }]);
+  for (const path of superseded) expect(existsSync(path)).toBe(false);
+  expect(await run(replica, "verify")).toMatchObject({ status: 0 });
 });
 
 test("a destination that does not let us delete is told, and the other one is pruned", async () => {

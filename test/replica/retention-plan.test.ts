@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { keyBelow, type ReplicaObject } from "../../src/replica/catalog.ts";
+import { keyBelow, keyOf, type ReplicaObject } from "../../src/replica/catalog.ts";
 import { RetentionClock } from "../../src/replica/retention-clock.ts";
 import { findLoss } from "../../src/replica/retention-loss.ts";
 import type { RetentionPlan } from "../../src/replica/retention-plan.ts";
@@ -177,6 +177,17 @@ describe("merged change-sets", () => {
     }
   });
 
+  test("stay when nothing sound ends or goes on where what stands for them does: it may be another writer's", () => {
+    const replica = begun();
+    commits(replica, 6, SECOND_MS);
+    replica.damage(keyOf("app", find(replica, "L0/5-5")));
+    replica.remove(keyOf("app", find(replica, "L0/6-6")));
+    replica.storeFork(2, 3, 5);
+    replica.nowMs += DAY_MS;
+    commits(replica, 1, SECOND_MS);
+    expect(deletedBy(replica.planPrune({ ...POLICY, mergedKeepMs: [0, 0, 0] }))).toEqual([]);
+  });
+
   test("stay when another one begins inside and ends behind what stands for them", () => {
     const replica = begun();
     commits(replica, 6, SECOND_MS);
@@ -281,6 +292,26 @@ describe("history", () => {
     commits(replica, 1, HOUR_MS);
     expect(deletedBy(replica.planPrune({ ...POLICY, maxBackups: 1 }))).toEqual([]);
     expect(deletedBy(replica.planPrune({ ...POLICY, retentionMs: HOUR_MS }))).toEqual([]);
+  });
+
+  test("is not cut at a full backup while another writer's change-set beside it may be the one that goes on", () => {
+    const replica = begun();
+    commits(replica, 1, SECOND_MS);
+    replica.storeFull(2);
+    replica.nowMs += 20 * MINUTE_MS;
+    replica.storeFork(0, 2, 2);
+    expect(deletedBy(replica.planPrune({ ...POLICY, maxTotalSizeBytes: 1 }))).toEqual([]);
+  });
+
+  test("is not cut at a full backup that only another writer's change-set settles", () => {
+    const replica = begun();
+    commits(replica, 3, SECOND_MS);
+    replica.storeFull(3, 4);
+    replica.remove(keyOf("app", find(replica, "L0/4-4")));
+    replica.storeFork(0, 4, 4);
+    replica.nowMs += 20 * MINUTE_MS;
+    commits(replica, 1, SECOND_MS);
+    expect(deletedBy(replica.planPrune({ ...POLICY, maxTotalSizeBytes: 1 }))).toEqual([]);
   });
 
   test("is not cut at a full backup that a merged change-set steps over", () => {
