@@ -28,8 +28,9 @@ const file = (...names: readonly string[]) => directory.file(...names);
 
 beforeEach(async () => {
   directory = await temporaryDirectory("init");
-  // The service's user must be able to come by.
+  // The service's user must be able to come by; the test runner's folder is private.
   chmodSync(directory.path, 0o755);
+  if (isRoot) chmodSync(dirname(directory.path), statSync(dirname(directory.path)).mode | 0o111);
   config = file("etc", "bakelite.toml");
   database = file("app", "shop.sqlite");
   mkdirSync(file("app"));

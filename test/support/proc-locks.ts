@@ -63,8 +63,10 @@ interface RawLock {
 
 /** Granted POSIX locks only: waiters (`->`), flock and lease lines are left out. Source: proc_locks(5). */
 function parseProcLocks(text: string): readonly RawLock[] {
-  const pattern = /^\d+: POSIX\s+\S+\s+(READ|WRITE)\s+(-?\d+)\s+(\S+)\s+(\d+)\s+(\d+|EOF)$/;
-  return text.split("\n").flatMap((line) => {
+  const pattern = /^POSIX\s+\S+\s+(READ|WRITE)\s+(-?\d+)\s+(\S+)\s+(\d+)\s+(\d+|EOF)$/;
+  // The kernel gives the list in pieces, and a line again when another process lets go of a lock in between.
+  const lines = new Set(text.split("\n").map((line) => line.replace(/^\d+: /, "")));
+  return [...lines].flatMap((line) => {
     const [, kind, pid, identity, start, last] = pattern.exec(line) ?? [];
     if (identity === undefined) return [];
     const end = last === "EOF" ? null : Number(last) + 1;

@@ -13,7 +13,7 @@ export class TerminalSession implements AsyncDisposable {
     this.#child = Bun.spawn([executablePath(), ...argv], {
       env: { PATH: process.env["PATH"], TERM: "xterm", ...env },
       terminal: {
-        cols: 120,
+        cols: 250,
         rows: 50,
         data: (_terminal: unknown, bytes: Uint8Array) => {
           const text = this.#decoder.decode(bytes, { stream: true });
