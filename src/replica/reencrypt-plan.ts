@@ -55,15 +55,43 @@ export function planReencrypt(catalog: Catalog, seal: string): ReencryptPlan {
   return { database: catalog.database, seal, items, objectCount, sizeBytes, rightCount, oldSeals };
 }
 
-/** The copies under other seals that the plan does not know: somebody has stored them since. */
-export function newcomers(plan: ReencryptPlan, catalog: Catalog): readonly ReplicaObject[] {
-  const planned = new Set(plan.items.flatMap(({ old }) => old.map((object) => placeOf(plan.database, object))));
-  return [...catalog.fulls, ...catalog.changeSets].filter(
-    (object) => object.seal !== plan.seal && !planned.has(placeOf(plan.database, object)),
-  );
+/** What stands under other seals although the plan does not know it, or although it was deleted: somebody has stored it since. */
+export interface Newcomers {
+  /** What a compaction or a repair stores that had begun before: it can be rewritten as well. */
+  readonly late: readonly ReplicaObject[];
+  /** New states, which only a daemon stores: it would go on. */
+  readonly strangers: readonly ReplicaObject[];
 }
 
-function placeOf(database: string, object: ReplicaObject): string {
+/** Compares the plan with a new listing. `deleted` are the places of objects that were deleted since. */
+export function newcomers(plan: ReencryptPlan, catalog: Catalog, deleted: ReadonlySet<string>): Newcomers {
+  const planned = new Set(plan.items.flatMap(({ old }) => old.map((object) => placeOf(plan.database, object))));
+  const known = new Set(plan.items.map(({ key }) => key));
+  const came = [...catalog.fulls, ...catalog.changeSets].filter((object) => {
+    const place = placeOf(plan.database, object);
+    return object.seal !== plan.seal && (!planned.has(place) || deleted.has(place));
+  });
+  const isLate = (object: ReplicaObject) =>
+    (object.kind === "change-set" && object.level > 0) ||
+    known.has(objectKey(plan.database, { ...nameOf(object), seal: plan.seal }));
+  return { late: came.filter(isLate), strangers: came.filter((object) => !isLate(object)) };
+}
+
+/** Both plans as one: what was planned, and what came later. */
+export function joinPlans(plan: ReencryptPlan, later: ReencryptPlan): ReencryptPlan {
+  const oldSeals = new Map(plan.oldSeals);
+  for (const [seal, count] of later.oldSeals) oldSeals.set(seal, (oldSeals.get(seal) ?? 0) + count);
+  return {
+    ...plan,
+    items: [...plan.items, ...later.items],
+    objectCount: plan.objectCount + later.objectCount,
+    sizeBytes: plan.sizeBytes + later.sizeBytes,
+    oldSeals,
+  };
+}
+
+/** Where a copy lies: destination and key. */
+export function placeOf(database: string, object: ReplicaObject): string {
   return `${object.destination} ${keyOf(database, object)}`;
 }
 

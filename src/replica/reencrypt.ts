@@ -31,7 +31,15 @@ import {
   reencode,
   SMALL_OBJECT_BYTES,
 } from "./reencrypt-object.ts";
-import { describeSeal, newcomers, planReencrypt, type ReencryptItem, type ReencryptPlan } from "./reencrypt-plan.ts";
+import {
+  describeSeal,
+  joinPlans,
+  newcomers,
+  placeOf,
+  planReencrypt,
+  type ReencryptItem,
+  type ReencryptPlan,
+} from "./reencrypt-plan.ts";
 import { sentenceOf } from "./verify-objects.ts";
 import { type Finding, FindingList } from "./verify-report.ts";
 
@@ -90,6 +98,8 @@ const LARGE_AT_ONCE = 1;
 const PUT_ATTEMPTS = 5;
 const PUT_RETRY_BASE_MS = 500;
 const DELETE_AT_ONCE = 100;
+/** How often what came meanwhile is rewritten as well; what stores more than that does not end by itself. */
+const MAX_ROUNDS = 5;
 /** The collector sees small objects and not the megabytes behind them: without a hint they pile up. */
 const COLLECT_EVERY_BYTES = 16 * 1024 * 1024;
 
@@ -129,6 +139,13 @@ interface Made extends ReadContent {
 /** What stands under the new name at one destination. */
 type Present = "absent" | "damaged" | (ReadContent & { readonly sizeBytes: number });
 
+/** What one round rewrites. */
+interface LateWork {
+  readonly plan: ReencryptPlan;
+  readonly documents: readonly OldDocument[];
+  readonly marks: readonly StoredMark[];
+}
+
 interface OldDocument {
   readonly destination: number;
   readonly kind: DocumentKind;
@@ -142,6 +159,8 @@ interface Done {
   readonly renamed: Map<string, { readonly name: string; readonly sizeBytes: number }>;
   /** Keys of old marks that stand under the new name. */
   readonly oldMarks: string[];
+  /** Another writer is at work here, so nothing is deleted. */
+  isHeld: boolean;
 }
 
 /**
@@ -163,6 +182,8 @@ class Work {
   #plan: ReencryptPlan | null = null;
   #documents: readonly OldDocument[] = [];
   #marks: readonly StoredMark[] = [];
+  /** Places of old objects and marks that were deleted. */
+  readonly #deleted = new Set<string>();
   readonly #encodedMarks = new Map<string, Uint8Array>();
   #rewrittenCount = 0;
   #rewrittenBytes = 0;
@@ -183,7 +204,7 @@ class Work {
     this.#seal = sealKey?.fingerprint ?? PLAINTEXT_SEAL;
     this.#newRing = keyRing(sealKey === null ? [] : [sealKey]);
     this.#ring = keyRing([...(sealKey === null ? [] : [sealKey]), ...oldKeys]);
-    this.#done = options.backends.map(() => ({ replaced: [], renamed: new Map(), oldMarks: [] }));
+    this.#done = options.backends.map(() => ({ replaced: [], renamed: new Map(), oldMarks: [], isHeld: false }));
   }
 
   get currentPlan(): ReencryptPlan {
@@ -208,14 +229,22 @@ class Work {
   }
 
   async apply(): Promise<ReencryptReport> {
-    const plan = this.currentPlan;
-    this.#options.progress?.begin(2 * plan.sizeBytes);
-    await this.#convertAll(plan.items.filter(({ name }) => name.kind === "change-set"));
-    await this.#convertAll(plan.items.filter(({ name }) => name.kind === "full"));
-    for (const destination of this.#options.backends.keys()) await this.#finish(destination);
+    this.#options.progress?.begin(2 * this.currentPlan.sizeBytes);
+    let work: LateWork = { plan: this.currentPlan, documents: this.#documents, marks: this.#marks };
+    for (let round = 1; ; round++) {
+      const came = await this.#rewrite(work);
+      if (came === null) break;
+      if (round === MAX_ROUNDS) {
+        this.#nameLate(came);
+        break;
+      }
+      work = came;
+      this.#plan = joinPlans(this.currentPlan, came.plan);
+      this.#marks = [...this.#marks, ...came.marks];
+    }
     return {
       database: this.#options.database,
-      plan,
+      plan: this.currentPlan,
       documentCount: this.documentCount,
       rewrittenCount: this.#rewrittenCount,
       rewrittenBytes: this.#rewrittenBytes,
@@ -416,29 +445,95 @@ class Work {
     await this.#backend(destination).put(item.key, body, { ...this.#call, ifAbsent: present === "absent", longLived });
   }
 
-  /** Hints and caches, then a last look for another writer, then what is old goes: full backups first, as they came last. */
-  async #finish(destination: number): Promise<void> {
+  /**
+   * Stores what is new, objects before hints and caches; looks for what came meanwhile; and when that is nothing deletes what is old and
+   * looks once more, since a compaction or a repair that had begun before may still have stored something. Returns that, or null.
+   */
+  async #rewrite({ plan, documents, marks }: LateWork): Promise<LateWork | null> {
+    await this.#convertAll(plan.items.filter(({ name }) => name.kind === "change-set"));
+    await this.#convertAll(plan.items.filter(({ name }) => name.kind === "full"));
+    for (const { destination, kind } of documents) await this.#resealDocument(destination, kind);
+    for (const mark of marks) await this.#resealMark(mark.destination, mark);
+    const isAnythingOld = () =>
+      this.#done.some(({ replaced, oldMarks, isHeld }) => !isHeld && replaced.length + oldMarks.length > 0);
+    if (!isAnythingOld()) return null;
+    const came = await this.#lookAgain();
+    if (came !== null || !isAnythingOld()) return came;
+    for (const destination of this.#options.backends.keys()) await this.#deleteOld(destination);
+    return await this.#lookAgain();
+  }
+
+  /** What has been stored under other seals since the last listing and is to be rewritten as well; null: nothing. */
+  async #lookAgain(): Promise<LateWork | null> {
     const { database, backends } = this.#options;
-    const { replaced, oldMarks } = this.#doneAt(destination);
-    for (const { kind } of this.#documents.filter((document) => document.destination === destination))
-      await this.#resealDocument(destination, kind);
-    for (const mark of this.#marks.filter((stored) => stored.destination === destination))
-      await this.#resealMark(destination, mark);
-    if (replaced.length + oldMarks.length === 0 || this.#failed.has(destination)) return;
     const builder = new CatalogBuilder(database, backends.length);
-    await this.#list(destination, builder);
-    if (this.#failed.has(destination)) return;
-    const [stranger] = newcomers(this.currentPlan, builder.build());
-    if (stranger !== undefined) {
-      this.#add("another-writer", destination, {
-        key: keyOf(database, stranger),
-        message: "this object was stored while the replica was rewritten, so nothing was deleted",
-        nextStep: "stop the daemon that writes it, wherever it runs, and run it again",
-      });
-      return;
-    }
-    const ordered = replaced.toSorted((a, b) => Number(b.kind === "full") - Number(a.kind === "full"));
-    await this.#delete(destination, [...ordered.map((object) => keyOf(database, object)), ...oldMarks]);
+    await Promise.all([...backends.keys()].map((destination) => this.#list(destination, builder)));
+    const catalog = builder.build();
+    const { late, strangers } = newcomers(this.currentPlan, catalog, this.#deleted);
+    for (const stranger of strangers) this.#hold(stranger);
+    const isOpen = ({ destination }: { readonly destination: number }) => !this.#doneAt(destination).isHeld;
+    const wanted = new Set(late.filter(isOpen));
+    const of = <T extends ReplicaObject>(objects: readonly T[]) => objects.filter((object) => wanted.has(object));
+    const knownMarks = new Set(this.#marks.map((mark) => this.#placeOfMark(mark)));
+    const marks = catalog.marks.filter((mark) => {
+      const place = this.#placeOfMark(mark);
+      return isOpen(mark) && mark.seal !== this.#seal && (!knownMarks.has(place) || this.#deleted.has(place));
+    });
+    if (wanted.size + marks.length === 0) return null;
+    for (const object of wanted) this.#deleted.delete(placeOf(database, object));
+    for (const mark of marks) this.#deleted.delete(this.#placeOfMark(mark));
+    const plan = planReencrypt(
+      { ...catalog, fulls: of(catalog.fulls), changeSets: of(catalog.changeSets) },
+      this.#seal,
+    );
+    return { plan, documents: [], marks };
+  }
+
+  /** New states under an old seal: only a daemon stores them, and it would go on. Nothing is deleted there. */
+  #hold(stranger: ReplicaObject): void {
+    const done = this.#doneAt(stranger.destination);
+    if (done.isHeld) return;
+    done.isHeld = true;
+    const rest = this.#deletedCount === 0 ? "so nothing was deleted" : "so nothing more was deleted";
+    this.#add("another-writer", stranger.destination, {
+      key: keyOf(this.#options.database, stranger),
+      message: `this object was stored while the replica was rewritten, ${rest}`,
+      nextStep: "stop the daemon that writes it, wherever it runs, and run it again",
+    });
+  }
+
+  #nameLate({ plan, marks }: LateWork): void {
+    const { database } = this.#options;
+    const [object] = plan.items.flatMap(({ old }) => old);
+    const [mark] = marks;
+    const first = object ?? mark;
+    if (first === undefined) return;
+    this.#add("another-writer", first.destination, {
+      key: object !== undefined ? keyOf(database, object) : mark === undefined ? null : keyOfMark(database, mark),
+      message:
+        "this was stored while the replica was rewritten, and so was more, again and again; it was left as it is",
+      nextStep: "stop the compact, repair or keep that writes it, wherever it runs, and run it again",
+    });
+  }
+
+  /** Full backups first, as they came last. */
+  async #deleteOld(destination: number): Promise<void> {
+    const { database } = this.#options;
+    const { replaced, oldMarks, isHeld } = this.#doneAt(destination);
+    if (replaced.length + oldMarks.length === 0 || isHeld || this.#failed.has(destination)) return;
+    const keysOf = (kind: ReplicaObject["kind"]) =>
+      replaced.filter((object) => object.kind === kind).map((object) => keyOf(database, object));
+    await this.#delete(destination, [
+      ...batchesOf(keysOf("full")),
+      ...batchesOf([...keysOf("change-set"), ...oldMarks]),
+    ]);
+    // What could not be deleted was told, and is not tried again in this run.
+    replaced.length = 0;
+    oldMarks.length = 0;
+  }
+
+  #placeOfMark(mark: StoredMark): string {
+    return `${mark.destination} ${keyOfMark(this.#options.database, mark)}`;
   }
 
   /** As with everything else, the old one goes when all that is new is stored. */
@@ -463,24 +558,26 @@ class Work {
     });
   }
 
-  async #delete(destination: number, keys: readonly string[]): Promise<void> {
+  /** A batch begins when all of the one before is gone: within one, a destination deletes in any order, and may keep any. */
+  async #delete(destination: number, batches: readonly (readonly string[])[]): Promise<void> {
     const { signal } = this.#options;
     const backend = this.#backend(destination);
+    const keyCount = batches.reduce((sum, batch) => sum + batch.length, 0);
     let deletedCount = 0;
     try {
       const versionsBefore = await this.#countVersions(destination);
-      for (let start = 0; start < keys.length; start += DELETE_AT_ONCE) {
+      for (const batch of batches) {
         signal?.throwIfAborted();
-        const batch = keys.slice(start, start + DELETE_AT_ONCE);
         await backend.delete(batch, this.#call);
         deletedCount += batch.length;
+        for (const key of batch) this.#deleted.add(`${destination} ${key}`);
       }
       this.#noteVersions(destination, versionsBefore, await this.#countVersions(destination));
     } catch (error) {
       if (!isReportable(error, signal)) throw error;
       this.#add("not-deleted", destination, {
         key: null,
-        message: `up to ${keys.length - deletedCount} old objects (${this.#describeOldSeals()}) could not be deleted and can still be read: ${sentenceOf(error)}`,
+        message: `up to ${keyCount - deletedCount} old objects (${this.#describeOldSeals()}) could not be deleted and can still be read: ${sentenceOf(error)}`,
         nextStep:
           "run it again once the destination lets go of them; where an object lock or a retention policy holds them, that is when it ends",
       });
@@ -566,6 +663,11 @@ class Work {
     assert(done !== undefined, "a listed object has a destination");
     return done;
   }
+}
+
+function batchesOf(keys: readonly string[]): readonly (readonly string[])[] {
+  const count = Math.ceil(keys.length / DELETE_AT_ONCE);
+  return Array.from({ length: count }, (_, i) => keys.slice(i * DELETE_AT_ONCE, (i + 1) * DELETE_AT_ONCE));
 }
 
 async function keptSource(pieces: AsyncIterable<Uint8Array>): Promise<ByteSource> {

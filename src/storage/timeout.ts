@@ -16,6 +16,8 @@ import type {
 } from "./backend.ts";
 
 const DELETED_AT_ONCE = 100;
+/** A daemon that is asked to stop has 10 s for everything. */
+const TIDY_UP_MS = 2000;
 
 /** Calls by location that were given up and that the system has not answered yet. */
 const stuckCalls = new Map<string, number>();
@@ -147,6 +149,8 @@ class TimedBackend implements Backend {
       return await orAborted(calling, signal);
     } catch (error) {
       if (watch.signal.aborted) countUntilSettled(this.location, calling);
+      // What was aborted takes away its temporary file, and the process may end right after this.
+      else await settledWithin(calling, TIDY_UP_MS);
       throw error;
     }
   }
@@ -166,6 +170,17 @@ class TimedBackend implements Backend {
       hint: "check the disk or the network mount below it (`df` hangs on a dead one); a slow one may need a longer `timeout`",
     });
   }
+}
+
+async function settledWithin(call: Promise<unknown>, ms: number): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, ms);
+  call.then(
+    () => resolve(),
+    () => resolve(),
+  );
+  await promise;
+  clearTimeout(timer);
 }
 
 function countUntilSettled(location: string, call: Promise<unknown>): void {

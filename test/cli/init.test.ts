@@ -21,6 +21,7 @@ const isRoot = process.geteuid?.() === 0;
 const USER = "daemon";
 const mode = (path: string) => (statSync(path).mode & 0o7777).toString(8);
 
+// Every run is one of the compiled executable.
 let directory: TemporaryDirectory;
 let config: string;
 let database: string;

@@ -87,7 +87,13 @@ test("each series is there and absent as its database goes through its states", 
   const url = await urlOf(daemon);
 
   const waiting = await untilSeries(url, "absent", "the one without a directory", ({ up }) => up === 0);
-  const never = { up: 0, bytes_shipped_total: 0, longest_write_lock_seconds: 0, destination_errors_total: 0 };
+  const never = {
+    up: 0,
+    bytes_shipped_total: 0,
+    longest_write_lock_seconds: 0,
+    destination_errors_total: 0,
+    destination_incomplete: 0,
+  };
   expect(waiting).toEqual(never);
   expect(await seriesOf(url, "plain")).toEqual(never);
   const unwell = await fetch(`${url}/healthz`);

@@ -140,14 +140,23 @@ export class Rotation {
 
   /** False when it was done before its time. */
   async #runAndKill(args: readonly string[], seal: string): Promise<boolean> {
+    const otherCount = async () => (await this.#keys()).filter((key) => ![null, seal].includes(sealIn(key))).length;
+    const othersBefore = await otherCount();
     const command = bakeliteCommand(this.#options.program, args);
     const child = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "pipe" });
     const output = Promise.all([child.stdout.text(), child.stderr.text()]);
     // Most of a short run is its start, in which nothing can go wrong.
-    const [begun, share] = [this.#random.chance(0.75), this.#random.next()];
-    while (begun && child.exitCode === null && !(await this.#keys()).some((key) => sealIn(key) === seal))
-      await Bun.sleep(2);
-    await Promise.race([child.exited, Bun.sleep(share * this.#tookMs * (begun ? 0.5 : 1))]);
+    const drawn = this.#random.pick(["any", "writing", "writing", "deleting"] as const);
+    // On a server all is deleted with one request, and a listing is no faster than that.
+    const moment = drawn === "deleting" && this.#options.folder === null ? "writing" : drawn;
+    const share = { any: 1, writing: 0.5, deleting: 0 }[moment] * this.#random.next();
+    const isReached = {
+      any: async () => true,
+      writing: async () => (await this.#keys()).some((key) => sealIn(key) === seal),
+      deleting: async () => (await otherCount()) < othersBefore,
+    }[moment];
+    while (child.exitCode === null && !(await isReached())) await Bun.sleep(1);
+    await Promise.race([child.exited, Bun.sleep(share * this.#tookMs)]);
     const isDone = child.exitCode !== null;
     if (!isDone) child.kill("SIGKILL");
     await child.exited;

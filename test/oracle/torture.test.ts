@@ -25,6 +25,28 @@ test(
 );
 
 test(
+  "an encryption that changes under writers, from plaintext to one key, to another and back, by a reencrypt that is killed as well, loses nothing",
+  async () => {
+    const report = await tortured({
+      seconds: 6,
+      writers: 2,
+      kills: 0,
+      stops: 0,
+      restarts: 0,
+      rotations: 3,
+      writerOptions: { targetBytes: 512 * 1024 },
+      program: "executable",
+      settings: { debounce: "100ms", max_batch_delay: "300ms" },
+    });
+    expect(report.encryption.rotations).toBe(3);
+    expect(report.daemonKills).toBeGreaterThanOrEqual(3);
+    expect(report.restoredLatest + report.restoredAtTimes).toBeGreaterThan(5);
+    expect(report.fullBackups).toEqual({ "first backup": 1 });
+  },
+  TIMEOUT_MS,
+);
+
+test(
   "full backups that begin all the time while change-sets go on, with a WAL that is always too large, restore the same states",
   async () => {
     const report = await tortured({

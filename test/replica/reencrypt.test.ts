@@ -253,6 +253,23 @@ test("a destination that keeps versions of what is deleted is named, for they ca
   expect((await reencrypt(optionsFor([versioned], CHANGES.encrypt))).problems.count).toBe(0);
 });
 
+test("a destination that keeps an old full backup keeps the old change-sets too, so that nobody restores an older state", async () => {
+  const backend = new MemoryBackend();
+  const builder = await storeHistory([backend], null);
+  const locked: Backend = {
+    ...verbsOf(backend),
+    async delete(keys) {
+      // As S3 does: each for itself, in any order, and what is locked stays.
+      await backend.delete(keys.filter((key) => !key.includes("/full/")));
+      if (keys.some((key) => key.includes("/full/"))) throw new BakeliteError("storage-denied", "it is locked");
+    },
+  };
+  const report = await reencrypt(optionsFor([locked], CHANGES.encrypt));
+  expect(report.problems.listed).toMatchObject([{ kind: "not-deleted" }]);
+  expect(await restoreAs([backend], null)).toEqual(builder.fileOf(6));
+  expect(await restoreAs([backend], testKey(1))).toEqual(builder.fileOf(6));
+});
+
 test("what a writer stores meanwhile keeps every old object, and is named", async () => {
   const backend = new MemoryBackend();
   const builder = await storeHistory([backend], null);
@@ -268,6 +285,64 @@ test("what a writer stores meanwhile keeps every old object, and is named", asyn
   backend.objects.delete(stranger);
   expect(await restoreAs([backend], null)).toEqual(builder.fileOf(6));
   expect(await restoreAs([backend], testKey(1))).toEqual(builder.fileOf(6));
+});
+
+/** A history whose compaction of states 4 and 5 is yet to come, as its key and bytes. */
+async function storeHistoryBeforeCompaction(backend: MemoryBackend) {
+  const builder = await storeHistory([backend], null);
+  await builder.compact(1, 4, 5);
+  const key = [...backend.objects.keys()].find((name) => name.startsWith(`app/L1/${"4".padStart(16, "0")}-`)) ?? "";
+  const bytes = backend.objects.get(key) ?? new Uint8Array();
+  backend.objects.delete(key);
+  return { builder, key, bytes };
+}
+
+// Eight objects, CURRENT and the manifest are stored, then eight deleted.
+test.each([
+  ["while the first object is rewritten", 1],
+  ["after the last object, with CURRENT", 10],
+  ["when the first old object was deleted", 11],
+  ["when the last old object was deleted", 18],
+])("what a compaction that had begun before stores %s is rewritten too", async (_, at) => {
+  const backend = new MemoryBackend();
+  const { builder, key, bytes } = await storeHistoryBeforeCompaction(backend);
+  let writes = 0;
+  const wrapped = lookingAfterWrites(backend, async () => {
+    if (++writes === at) backend.objects.set(key, bytes);
+  });
+  const report = await reencrypt(optionsFor([wrapped], CHANGES.encrypt));
+  expect(report.problems.listed).toEqual([]);
+  expect(report).toMatchObject({ rewrittenCount: OBJECTS + 1, deletedCount: OBJECTS + 1 });
+  expect(report.plan.objectCount).toBe(OBJECTS + 1);
+  expect(backend.objects.has(key.replace(/p$/, testKey(1).fingerprint))).toBe(true);
+  await expectWhole(builder, [backend], testKey(1));
+});
+
+test("an old object that a repair copies back after it was deleted goes again, and one that always comes back is named", async () => {
+  for (const times of [1, Number.POSITIVE_INFINITY]) {
+    const backend = new MemoryBackend();
+    const { builder, key } = await storeHistoryBeforeCompaction(backend);
+    const old = [...backend.objects].find(([name]) => name.startsWith("app/L0/"));
+    if (old === undefined) throw new Error("no change-set");
+    let left = times;
+    const wrapped: Backend = {
+      ...backend,
+      ...lookingAfterWrites(backend, async () => {}),
+      async delete(keys) {
+        await backend.delete(keys);
+        if (keys.includes(old[0]) && left-- > 0) backend.objects.set(...old);
+      },
+    };
+    const report = await reencrypt(optionsFor([wrapped], CHANGES.encrypt));
+    if (times === 1) {
+      expect(report.problems.listed).toEqual([]);
+      await expectWhole(builder, [backend], testKey(1));
+      continue;
+    }
+    expect(report.problems.listed).toMatchObject([{ kind: "another-writer", key: old[0] }]);
+    expect(await restoreAs([backend], testKey(1))).toEqual(builder.fileOf(6));
+    expect(backend.objects.has(key)).toBe(false);
+  }
 });
 
 test("a damaged object under the new name is replaced; a sound one that holds something else is not touched", async () => {
