@@ -221,7 +221,7 @@ function chooseKey(
   if (fingerprint === null) {
     if (keys.size === 0 || acceptPlaintext) return null;
     const hint =
-      "run `bakelite reencrypt`, or set accept_plaintext = true under [defaults.encryption] until that is done";
+      "if it was stored before encryption was switched on, run `bakelite reencrypt`, or set accept_plaintext = true under [defaults.encryption] until that is done; if not, somebody without the key has put it there: do neither, and delete it";
     throw new BakeliteError("key-wrong", "a key is configured, but the stored object is not sealed", { subject, hint });
   }
   const key = keys.find(fingerprint);

@@ -3,9 +3,10 @@ import { join } from "node:path";
 import { type DestinationNews, loadKeys, openDestination } from "../config/assemble.ts";
 import type { DatabaseConfig } from "../config/types.ts";
 import type { SealKey } from "../format/envelope.ts";
-import { acquireInstanceLock, type InstanceLock } from "../state/instance-lock.ts";
+import { acquireInstanceLock, findLockHolder, type InstanceLock } from "../state/instance-lock.ts";
 import { sweepTemporaryFiles } from "../storage/file.ts";
 import { BakeliteError, describeError, systemErrorCode } from "../util/errors.ts";
+import { silentLogger } from "../util/logger.ts";
 import { planReencryption, type ReencryptOptions, type ReencryptProblem, type ReencryptReport } from "./reencrypt.ts";
 import type { ReencryptPlan } from "./reencrypt-plan.ts";
 import { findStatePaths, readLocalState } from "./verify-local.ts";
@@ -59,7 +60,7 @@ export async function reencryptDatabase(
   if (dryRun) return { plan, documentCount, problems, report: null, notes: [] };
   const report = await work.apply();
   const notes = await sweep(database, request);
-  return { plan, documentCount, problems: report.problems, report, notes };
+  return { plan: report.plan, documentCount, problems: report.problems, report, notes };
 }
 
 /** Where this host remembers having stored the database; nowhere, if it remembers nothing that can be read. */
@@ -90,11 +91,11 @@ async function lock({ path }: DatabaseConfig, { withoutDatabase }: ReencryptRequ
       },
     );
   try {
-    return await acquireInstanceLock(path);
+    return await acquireInstanceLock(path, silentLogger, "reencrypt");
   } catch (error) {
     if (!(error instanceof BakeliteError)) throw error;
     if (withoutDatabase && error.code === "not-found") return null;
-    if (error.code !== "locked") throw error;
+    if (error.code !== "locked" || (await findLockHolder(path))?.purpose === "reencrypt") throw error;
     throw new BakeliteError("locked", `a daemon is running: ${error.message}`, {
       subject: path,
       hint: "stop it first, as with `systemctl stop bakelite`, and start it again afterwards",

@@ -1,6 +1,7 @@
 import { constants } from "node:fs";
 import { lstat, open } from "node:fs/promises";
 import { join } from "node:path";
+import type { DatabaseConfig } from "../config/types.ts";
 import { type Cursor, readCursor } from "../state/cursor.ts";
 import { resolveDatabasePath, type StatePaths, statePaths } from "../state/layout.ts";
 import { LEDGER_SLOT_BYTES, type LedgerSlot, parseLedgerSlot } from "../state/ledger-slot.ts";
@@ -31,6 +32,18 @@ export async function findStatePaths(databasePath: string, name: string): Promis
     if (["ENOENT", "ENOTDIR"].includes(systemErrorCode(error) ?? "")) return null;
     throw systemError("cannot look for the state directory", databasePath, error);
   }
+}
+
+/**
+ * What this host remembers of a configured database; null where it remembers nothing, or where that cannot be looked for. To be called
+ * before the replica is listed: a daemon that ships on meanwhile must not look as if its objects had disappeared.
+ */
+export async function findLocalState({ path, name }: DatabaseConfig): Promise<LocalState | null> {
+  const paths = await findStatePaths(path, name).catch((error) => {
+    if (error instanceof BakeliteError) return null;
+    throw error;
+  });
+  return paths === null ? null : await readLocalState(paths);
 }
 
 /** Reads cursor and ledger slot; the database itself is not opened. What cannot be read is a warning. */

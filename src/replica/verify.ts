@@ -11,7 +11,7 @@ import { newestPath, restorePointOf } from "./restore-points.ts";
 import { checkDeep, type DeepOptions } from "./verify-deep.ts";
 import { type Documents, readDocuments } from "./verify-documents.ts";
 import { type Judgement, judge } from "./verify-lineage.ts";
-import { findStatePaths, type LocalState, readLocalState } from "./verify-local.ts";
+import { findLocalState, type LocalState } from "./verify-local.ts";
 import { checkMarks } from "./verify-marks.ts";
 import { type CheckOptions, ObjectChecks, sentenceOf } from "./verify-objects.ts";
 import {
@@ -57,8 +57,7 @@ const MAX_LOOKS = 5;
  * included; rejects when interrupted, and for a bug.
  */
 export async function verifyDatabase(database: DatabaseConfig, options: VerifyOptions): Promise<VerifyReport> {
-  // Before the listing: a daemon that ships on meanwhile must not look as if its objects had disappeared.
-  const local = await readLocal(database);
+  const local = await findLocalState(database);
   let replica: Replica;
   try {
     replica = await openConfiguredReplica(database, { signal: options.signal });
@@ -72,14 +71,6 @@ export async function verifyDatabase(database: DatabaseConfig, options: VerifyOp
     local,
     isMirror: replica.options.backends.map((_, destination) => destination >= lockStepCount),
   });
-}
-
-async function readLocal({ path, name }: DatabaseConfig): Promise<LocalState | null> {
-  const paths = await findStatePaths(path, name).catch((error) => {
-    if (error instanceof BakeliteError) return null;
-    throw error;
-  });
-  return paths === null ? null : await readLocalState(paths);
 }
 
 /**

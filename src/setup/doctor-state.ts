@@ -77,6 +77,10 @@ export async function judgeLock(
   try {
     const holder = await findLockHolder(path);
     if (holder === null) return { holder, checks: [pass("instance lock", "nobody follows the database now")] };
+    if (holder.purpose === "reencrypt") {
+      const message = `\`bakelite reencrypt\`${holder.pid === null ? "" : ` (PID ${holder.pid})`} is rewriting what is stored`;
+      return { holder, checks: [warn("instance lock", message, "wait until it has ended, then start the daemon")] };
+    }
     const who = holder.pid === null ? "a daemon of another container" : `the daemon with PID ${holder.pid}`;
     return { holder, checks: [pass("instance lock", `${who} follows the database`)] };
   } catch (error) {

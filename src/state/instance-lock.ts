@@ -11,8 +11,11 @@ const SQLITE_OPEN_NOFOLLOW = 0x0100_0000;
 /** Where SQLite locks: the pending byte, the reserved byte and 510 shared bytes (sqlite.org/fileformat2.html, "lock byte page"). */
 const SQLITE_LOCK_FIRST_BYTE = 0x4000_0000;
 const SQLITE_LOCK_LAST_BYTE = SQLITE_LOCK_FIRST_BYTE + 511;
-/** `PRAGMA user_version` in the header of a SQLite file (sqlite.org/fileformat2.html section 1.3). */
+/** `PRAGMA user_version` in the header of a SQLite file, then four bytes, and `PRAGMA application_id` (sqlite.org/fileformat2.html section 1.3). */
 const USER_VERSION_OFFSET = 60;
+const APPLICATION_ID_OFFSET = 68;
+/** In `application_id`, which is 0 for a daemon: `RENC`. */
+const REENCRYPT_MARK = 0x5245_4e43;
 /** A `findLockHolder` elsewhere holds a shared lock for an instant; that is not a daemon. */
 const PASSER_BY_MS = 1_000;
 const RETRY_MS = 20;
@@ -20,7 +23,12 @@ const RETRY_MS = 20;
 export interface LockHolder {
   /** null when the lock is held but nothing tells by whom (a process in another container). */
   readonly pid: number | null;
+  /** Not given: a daemon, as far as can be told. */
+  readonly purpose?: "reencrypt";
 }
+
+/** What the lock is held for; what is not a daemon says so, and to be refused beside it is another matter. */
+export type LockPurpose = "daemon" | "reencrypt";
 
 /** The right to follow one database file. Held until `release` or the death of the process. */
 export interface InstanceLock extends AsyncDisposable {
@@ -37,7 +45,12 @@ export interface InstanceLock extends AsyncDisposable {
  * as garbage: that would close them. A worker has a copy of its own, and meets our locks in the kernel's table; where there
  * is none (macOS), locks are for the main thread only.
  */
-const held = new Map<string, Database | "trying">();
+const held = new Map<string, HeldConnection | "trying">();
+
+interface HeldConnection {
+  readonly connection: Database;
+  readonly purpose: LockPurpose;
+}
 
 /**
  * Takes the lock of a database file, `.bakelite/<file name>.lock` beside the real file, or throws `locked` naming the
@@ -48,13 +61,17 @@ const held = new Map<string, Database | "trying">();
  * so nothing here opens a lock file that this process may hold. The file is never unlinked, because the inode carries the
  * lock: whoever unlinks it could let two processes each lock a file of that name.
  */
-export async function acquireInstanceLock(databasePath: string, log: Logger = silentLogger): Promise<InstanceLock> {
+export async function acquireInstanceLock(
+  databasePath: string,
+  log: Logger = silentLogger,
+  purpose: LockPurpose = "daemon",
+): Promise<InstanceLock> {
   const realPath = await resolveDatabasePath(databasePath);
   const lockPath = await lockFilePath(realPath, await ensureStateDirectory(realPath));
   await createLockFile(lockPath);
   const deadlineMs = performance.now() + PASSER_BY_MS;
   for (;;) {
-    const lock = await attemptLock({ databasePath: realPath, lockPath }, log);
+    const lock = await attemptLock({ databasePath: realPath, lockPath, purpose }, log);
     if (lock !== null) return lock;
     if (performance.now() > deadlineMs) throw lockedError(realPath, { pid: null });
     await Bun.sleep(RETRY_MS);
@@ -64,21 +81,22 @@ export async function acquireInstanceLock(databasePath: string, log: Logger = si
 interface LockTarget {
   readonly databasePath: string;
   readonly lockPath: string;
+  readonly purpose: LockPurpose;
 }
 
 /** null when the next attempt may fare better. */
 async function attemptLock(target: LockTarget, log: Logger): Promise<InstanceLock | null> {
-  const { databasePath, lockPath } = target;
+  const { databasePath, lockPath, purpose } = target;
   const file = await statLockFile(lockPath);
   if (file === null) throw localError(null, "lock the database: its lock file disappeared", lockPath);
   const key = identityOf(file);
   const inTable = await holdersInTable(file);
   if (held.has(key) || inTable.some((lock) => lock.pid === process.pid && sameDevice(lock, file)))
-    throw lockedError(databasePath, { pid: process.pid });
+    throw lockedError(databasePath, holderHere(key));
 
   // Registered before the attempt: while SQLite has the file open, nobody in this thread may open and close it.
   held.set(key, "trying");
-  const attempt = openLocked(lockPath);
+  const attempt = openLocked(lockPath, purpose);
   if (attempt.outcome === "locked") {
     const lock = makeLock({ ...target, connection: attempt.connection, key });
     if (await lock.isInPlace().catch(() => false)) return lock;
@@ -89,7 +107,7 @@ async function attemptLock(target: LockTarget, log: Logger): Promise<InstanceLoc
   held.delete(key);
   if (attempt.outcome === "failed") throw localError(attempt.cause, "lock the database", lockPath);
   const holder = await findHolder(lockPath, file);
-  if (holder !== null || held.has(key)) throw lockedError(databasePath, holder ?? { pid: process.pid });
+  if (holder !== null || held.has(key)) throw lockedError(databasePath, holder ?? holderHere(key));
   if (attempt.outcome === "not-a-database") emptyLockFile(lockPath, key, log);
   return null;
 }
@@ -109,16 +127,26 @@ export async function findLockHolder(databasePath: string): Promise<LockHolder |
 async function findHolder(lockPath: string, file: BigIntStats): Promise<LockHolder | null> {
   const holders = await holdersInTable(file);
   // From here to the end nobody else in this thread runs, so nobody can take the lock under our hands.
-  if (held.has(identityOf(file))) return { pid: process.pid };
+  if (held.has(identityOf(file))) return holderHere(identityOf(file));
   const sure = holders.find((lock) => sameDevice(lock, file));
-  if (sure !== undefined) return { pid: sure.pid };
+  // Of a lock of this process, which another thread must have, the file must not be opened.
+  if (sure?.pid === process.pid) return { pid: sure.pid };
+  if (sure !== undefined) return { ...readRecord(lockPath, identityOf(file)), pid: sure.pid };
   // Some file systems (btrfs, overlayfs) show another device in the table than in stat, and a process in another container
   // is not in our table at all. SQLite can always tell whether, and the file by whom.
   if (!isHeld(lockPath)) return null;
   // Another thread of ours holds it, as far as can be told; then the descriptor below must not be opened.
   if (holders.some((lock) => lock.pid === process.pid)) return { pid: process.pid };
-  return { pid: readRecordedPid(lockPath, identityOf(file)) };
+  return readRecord(lockPath, identityOf(file));
 }
+
+/** This process, which has or tries for the lock. */
+function holderHere(key: string): LockHolder {
+  const mine = held.get(key);
+  return { pid: process.pid, ...(typeof mine === "object" && mine.purpose === "reencrypt" ? REENCRYPTING : {}) };
+}
+
+const REENCRYPTING = { purpose: "reencrypt" } as const;
 
 /** Exclusive locks that SQLite could have taken on a file with this inode number, on whatever device. */
 async function holdersInTable(file: BigIntStats): Promise<KernelLock[]> {
@@ -142,7 +170,7 @@ type Attempt =
   | { readonly outcome: "locked"; readonly connection: Database }
   | { readonly outcome: "busy" | "not-a-database" | "failed"; readonly cause: unknown };
 
-function openLocked(lockPath: string): Attempt {
+function openLocked(lockPath: string, purpose: LockPurpose): Attempt {
   let connection: Database | undefined;
   try {
     connection = new Database(lockPath, sqliteOpen.SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOFOLLOW);
@@ -153,6 +181,7 @@ function openLocked(lockPath: string): Attempt {
     connection.run("BEGIN EXCLUSIVE");
     // For the eyes of the refused one. In this locking mode the end of the transaction keeps the exclusive lock.
     connection.run(`PRAGMA user_version = ${process.pid}`);
+    connection.run(`PRAGMA application_id = ${purpose === "reencrypt" ? REENCRYPT_MARK : 0}`);
     connection.run("COMMIT");
     // It is kept for its lock only. What it read takes some 90 KiB, and a fleet has hundreds of them.
     connection.run("PRAGMA shrink_memory");
@@ -189,16 +218,17 @@ function isHeld(lockPath: string): boolean {
   }
 }
 
-/** From the header of a file that somebody else holds; null when that tells nothing. */
-function readRecordedPid(lockPath: string, key: string): number | null {
-  const bytes = Buffer.alloc(4);
+/** From the header of a file that somebody else holds; the PID is null when that tells nothing. */
+function readRecord(lockPath: string, key: string): LockHolder {
+  const bytes = Buffer.alloc(APPLICATION_ID_OFFSET + 4);
   try {
-    withDescriptor(lockPath, constants.O_RDONLY, key, (fd) => readSync(fd, bytes, 0, 4, USER_VERSION_OFFSET));
+    withDescriptor(lockPath, constants.O_RDONLY, key, (fd) => readSync(fd, bytes, 0, bytes.length, 0));
   } catch (error) {
     if (systemErrorCode(error) === undefined) throw error;
   }
-  const pid = bytes.readInt32BE(0);
-  return pid > 0 ? pid : null;
+  const pid = bytes.readInt32BE(USER_VERSION_OFFSET);
+  const isReencrypt = bytes.readInt32BE(APPLICATION_ID_OFFSET) === REENCRYPT_MARK;
+  return { pid: pid > 0 ? pid : null, ...(isReencrypt ? REENCRYPTING : {}) };
 }
 
 /**
@@ -274,15 +304,12 @@ function identityOf(file: BigIntStats | null): string {
   return file === null ? "" : `${file.dev}:${file.ino}`;
 }
 
-interface HeldLock {
-  readonly connection: Database;
-  readonly databasePath: string;
-  readonly lockPath: string;
+interface HeldLock extends LockTarget, HeldConnection {
   readonly key: string;
 }
 
-function makeLock({ connection, databasePath, lockPath, key }: HeldLock): InstanceLock {
-  held.set(key, connection);
+function makeLock({ connection, purpose, databasePath, lockPath, key }: HeldLock): InstanceLock {
+  held.set(key, { connection, purpose });
   let released = false;
   async function release(): Promise<void> {
     if (released) return;
@@ -302,6 +329,15 @@ function makeLock({ connection, databasePath, lockPath, key }: HeldLock): Instan
 function lockedError(databasePath: string, holder: LockHolder): BakeliteError {
   const own = holder.pid === process.pid;
   const who = own ? "this process" : holder.pid === null ? "another process" : `process ${holder.pid}`;
+  if (holder.purpose === "reencrypt")
+    return new BakeliteError(
+      "locked",
+      `${who} is rewriting what is stored for this database (\`bakelite reencrypt\`)`,
+      {
+        subject: databasePath,
+        hint: "wait until it has ended",
+      },
+    );
   return new BakeliteError("locked", `${who} already follows this database${own ? ` (PID ${process.pid})` : ""}`, {
     subject: databasePath,
     hint: "stop it first, or remove the second entry for this file",

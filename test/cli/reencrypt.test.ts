@@ -2,6 +2,8 @@
 import { describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, readFileSync, renameSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { acquireInstanceLock } from "../../src/state/instance-lock.ts";
+import { silentLogger } from "../../src/util/logger.ts";
 import { eventually } from "../support/eventually.ts";
 import { executablePath } from "../support/executable.ts";
 import { filesBelow, holds, SealedScene, type TestKey } from "./sealed-scene.ts";
@@ -81,6 +83,35 @@ test("reencrypt is refused while a daemon runs, naming its PID, and changes noth
   expect(stderr).toContain("systemctl stop bakelite");
   expect((await scene.run("reencrypt", "--db", "app", "--dry-run")).status).toBe(0);
   expect(scene.objects()).toEqual(objects);
+});
+
+test("while a reencrypt runs, what writes or deletes objects is refused with its PID, and what only looks is not", async () => {
+  await using scene = await SealedScene.begin(2);
+  await scene.backUp();
+  expect((await scene.run("keep", "--label", "before")).status).toBe(0);
+  const objects = scene.objects();
+  const lock = await acquireInstanceLock(scene.directory.file("app.db"), silentLogger, "reencrypt");
+  for (const args of [["compact"], ["prune"], ["repair"], ["keep", "--label", "now"], ["keep", "--drop", "before"]]) {
+    const { status, stderr } = await scene.run(...args, "--db", "app");
+    expect([args, status, stderr]).toEqual([
+      args,
+      1,
+      expect.stringContaining(`process ${process.pid} is rewriting what is stored (\`bakelite reencrypt\`)`),
+    ]);
+    expect(stderr).toContain("hint: wait until it has ended, then run this again");
+  }
+  for (const args of [["compact", "--dry-run"], ["prune", "--dry-run"], ["repair", "--dry-run"], ["keep"], ["list"]])
+    expect([args, (await scene.run(...args)).status]).toEqual([args, 0]);
+  expect((await scene.run("doctor")).output).toContain(`\`bakelite reencrypt\` (PID ${process.pid}) is rewriting`);
+  const second = await scene.run("reencrypt");
+  expect([second.status, second.stderr]).toEqual([1, expect.stringContaining("is rewriting what is stored")]);
+  expect(second.stderr).not.toContain("a daemon is running");
+  const daemon = await scene.run("daemon");
+  expect([daemon.status, daemon.output]).toEqual([1, expect.stringContaining("is rewriting what is stored")]);
+  expect(scene.objects()).toEqual(objects);
+  await lock.release();
+  for (const args of [["compact"], ["prune"], ["repair"], ["keep", "--drop", "before"]])
+    expect([args, (await scene.run(...args)).status]).toEqual([args, 0]);
 });
 
 test("where the database is not on this host, reencrypt wants to be told that no daemon follows it", async () => {
@@ -278,6 +309,37 @@ test("every reader opens sealed objects, and with a wrong or missing key says wh
   expect(missingVerify.problems.map(({ message }) => message)).toContain(
     `the replica was written with key ${key.fingerprint}, and no key is configured`,
   );
+});
+
+test("restore, verify, keep, repair, reencrypt and doctor name the key that is wanted, and the one they have or the setting", async () => {
+  await using scene = await SealedScene.begin(2);
+  const [key, other] = [scene.makeKey(1), scene.makeKey(2)];
+  scene.key = key;
+  await scene.backUp();
+  const objects = scene.objects();
+  const commands = [
+    ["restore", "--output", scene.directory.file("never.db")],
+    ["verify"],
+    ["keep", "--label", "x"],
+    ["repair"],
+    ["reencrypt", "--dry-run"],
+    ["reencrypt"],
+    ["doctor"],
+  ];
+  const failed: string[] = [];
+  for (const configured of [other, null])
+    for (const args of commands) {
+      scene.key = configured;
+      const { status, output } = await scene.run(...args, "--db", "app");
+      // `repair` does not say which key it has; without any, `reencrypt` asks for the old one as an option.
+      const own = args[0] === "repair" ? key.fingerprint : other.fingerprint;
+      const setting = args[0] === "reencrypt" ? "--old-key-file" : "key_file";
+      const wanted = [key.fingerprint, configured === null ? setting : own];
+      if (status === 0 || !wanted.every((text) => output.includes(text)))
+        failed.push(`${args[0]} with ${configured?.fingerprint ?? "no key"}: ${status} ${output}`);
+    }
+  expect(failed).toEqual([]);
+  expect(scene.objects()).toEqual(objects);
 });
 
 test("a key file that others can read is noted once by readers and the daemon, and not by status", async () => {

@@ -128,7 +128,7 @@ export class SealedScene implements AsyncDisposable {
       kinds: database.problems.map(
         ({ kind, key }: { kind: string; key: string | null }) => `${kind} ${key}`,
       ) as string[],
-      problems: database.problems as { kind: string; key: string | null; message: string }[],
+      problems: database.problems as { kind: string; key: string | null; message: string; next_step: string }[],
       warnings: database.warnings.map(({ kind }: { kind: string }) => kind) as string[],
     };
   }

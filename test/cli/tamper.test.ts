@@ -58,7 +58,7 @@ interface Case {
   /** `kind key` of each problem that must be among those that verify names. */
   readonly named: () => readonly string[];
   /** What restore does: refuses, restores an older state and says so, or is not concerned. */
-  readonly restore: "refused" | "older, and says so" | "older, as only the cursor knows better" | "whole";
+  readonly restore: "refused" | "older, and says so" | "older, and the cursor warns" | "whole";
 }
 
 const cases: readonly Case[] = [
@@ -183,7 +183,7 @@ const cases: readonly Case[] = [
       for (const name of scene.objects().slice(-2)) rmSync(at(name));
     },
     named: () => ["missing null"],
-    restore: "older, as only the cursor knows better",
+    restore: "older, and the cursor warns",
   },
   {
     what: "everything is put back to an older state of itself",
@@ -192,7 +192,7 @@ const cases: readonly Case[] = [
       cpSync(earlier, scene.replica, { recursive: true });
     },
     named: () => ["missing null"],
-    restore: "older, as only the cursor knows better",
+    restore: "older, and the cursor warns",
   },
 ];
 
@@ -202,8 +202,13 @@ for (const { what, tamper, named, restore } of cases) {
     cpSync(pristine, scene.replica, { recursive: true });
     expect(await scene.verify()).toMatchObject({ status: 0, kinds: [] });
     await tamper();
-    const { status, kinds } = await scene.verify();
+    const { status, kinds, problems } = await scene.verify();
     expect(status).toBe(1);
+    for (const problem of problems)
+      expect(problem).toMatchObject({
+        message: expect.stringMatching(/.{20}/),
+        next_step: expect.stringMatching(/.{20}/),
+      });
     expect(kinds).toEqual(expect.arrayContaining([...named()]));
     const output = scene.directory.file("restored.db");
     rmSync(output, { force: true });
@@ -211,17 +216,60 @@ for (const { what, tamper, named, restore } of cases) {
     const total = scene.writer.acks.at(-1)?.n ?? 0;
     if (restore === "refused") {
       expect([result.status, existsSync(output)]).toEqual([1, false]);
+      expect(result.stderr).toMatch(/cannot restore: [^\n]*app\/full\/[^\n]+\n {2}hint: /);
       return;
     }
     expect(result.status).toBe(0);
     const { lastN } = gradeRestore({ path: output, acks: scene.writer.acks });
-    if (restore === "whole") expect(lastN).toBe(total);
-    else {
-      expect(lastN).toBeLessThan(total);
-      if (restore === "older, and says so") expect(result.stderr).toMatch(/note: /);
+    const warning =
+      /^WARNING: app: the newest backups (.+): this host has stored states? .+; restorable until .+\n {2}hint: /m;
+    if (restore === "whole") {
+      expect(lastN).toBe(total);
+      expect(result.stderr).not.toMatch(warning);
+      return;
     }
+    expect(lastN).toBeLessThan(total);
+    if (restore === "older, and says so") expect(result.stderr).toMatch(/^note: .+ is missing or damaged$/m);
+    expect(warning.exec(result.stderr)?.[1]).toBe(
+      restore === "older, and says so" ? "cannot be restored" : "are missing",
+    );
   });
 }
+
+test("what the cursor remembers and nobody has any more is in restore --json, with a target time too, and an empty replica is no first boot", async () => {
+  rmSync(scene.replica, { recursive: true, force: true });
+  cpSync(pristine, scene.replica, { recursive: true });
+  const last = newest();
+  const json = async (...args: readonly string[]) => {
+    const output = scene.directory.file("restored.db");
+    rmSync(output, { force: true });
+    const { status, stdout, stderr } = await scene.run("restore", "--db", "app", "--output", output, "--json", ...args);
+    return { status, stderr, ...JSON.parse(stdout) };
+  };
+  const whole = await json();
+  expect(whole).toMatchObject({ status: 0, stderr: "", restore_point: { index: last }, missing: null });
+  for (const index of [last, last - 1]) rmSync(at(change(index)));
+  const cut = await json();
+  const missing = {
+    first: last - 1,
+    last,
+    last_time: whole.restore_point.time,
+    restorable_until: cut.restore_point.time,
+    message: expect.stringContaining(`this host has stored states ${last - 1} to ${last}`),
+  };
+  expect(cut).toMatchObject({ status: 0, stderr: expect.stringContaining("WARNING: app: "), missing });
+  const earlierPoint = (await json("--timestamp", "2200-01-01")).restore_point.index;
+  expect(earlierPoint).toBe(last - 2);
+  const first = JSON.parse((await scene.run("list", "--db", "app", "--json")).stdout).oldest_restore_point;
+  expect(await json("--timestamp", first.time)).toMatchObject({ restore_point: { index: first.index }, missing });
+  rmSync(join(scene.replica, "app"), { recursive: true });
+  expect(await json("--if-replica-exists")).toMatchObject({
+    status: 0,
+    restored: false,
+    missing: { first: 1, restorable_until: null },
+    stderr: expect.stringMatching(/WARNING: app: .* states 1 to \d+, .*; nothing can be restored/),
+  });
+});
 
 test("on a host without the cursor, the newest objects deleted together with CURRENT go unnoticed: this is documented", async () => {
   rmSync(scene.replica, { recursive: true, force: true });

@@ -1,4 +1,5 @@
 import type { DatabaseConfig } from "../../config/types.ts";
+import { refuseBesideReencrypt } from "../../replica/beside-reencrypt.ts";
 import {
   compactDatabase,
   type DatabaseCompacted,
@@ -64,6 +65,7 @@ async function compactOne(context: CommandContext, database: DatabaseConfig, dry
   let compaction: DatabaseCompacted | null = null;
   const news = noticesOf(database.name, stderr);
   try {
+    if (!dryRun) await refuseBesideReencrypt(database);
     using progress = createProgress({ label: `merging ${database.name}`, output: stderr, clock });
     compaction = await compactDatabase(database, {
       dryRun,

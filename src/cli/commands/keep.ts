@@ -1,5 +1,6 @@
 import { loadKeys } from "../../config/assemble.ts";
 import type { DatabaseConfig } from "../../config/types.ts";
+import { refuseBesideReencrypt } from "../../replica/beside-reencrypt.ts";
 import { openConfiguredReplica } from "../../replica/configured.ts";
 import { dropMark, isLabel, type MarkedState, type PlacedMark, placeMark, readMarks } from "../../replica/marks.ts";
 import { planRestore, type RestoreTarget } from "../../replica/plan.ts";
@@ -51,6 +52,7 @@ export const command: Command = {
           .map(({ name }) => name)
           .join(", ")}`,
       });
+    await refuseBesideReencrypt(database);
     const replica = await openConfiguredReplica(database, { signal: context.signal });
     if (request.kind === "drop") return await drop(context, replica, request.label);
     return await mark(context, database, replica, request);

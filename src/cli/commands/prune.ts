@@ -1,4 +1,5 @@
 import type { DatabaseConfig } from "../../config/types.ts";
+import { refuseBesideReencrypt } from "../../replica/beside-reencrypt.ts";
 import { type DestinationPruned, pruneDatabase } from "../../replica/maintain.ts";
 import type { BakeliteError } from "../../util/errors.ts";
 import type { Command, CommandContext } from "../command.ts";
@@ -45,6 +46,7 @@ interface Outcome {
 async function pruneOne(context: CommandContext, database: DatabaseConfig, dryRun: boolean): Promise<Outcome> {
   const { clock, signal, env } = context;
   try {
+    if (!dryRun) await refuseBesideReencrypt(database);
     const pruned = await pruneDatabase(database, {
       dryRun,
       nowMs: clock.nowMs(),

@@ -1,4 +1,5 @@
 import type { DatabaseConfig } from "../../config/types.ts";
+import { refuseBesideReencrypt } from "../../replica/beside-reencrypt.ts";
 import {
   type Healed,
   type RepairProgress,
@@ -54,6 +55,7 @@ async function repairOne(context: CommandContext, database: DatabaseConfig, dryR
   const { clock, signal } = context;
   using progress = new TerminalProgress(context, database.name);
   try {
+    if (!dryRun) await refuseBesideReencrypt(database);
     const report = await repairDatabase(database, {
       dryRun,
       nowMs: clock.nowMs(),
