@@ -240,16 +240,27 @@ function tooEarly(target: RestoreTarget, first: RestorePoint): BakeliteError {
   });
 }
 
-function sealProblem(replica: Replica, object: ReplicaObject): BakeliteError {
+/**
+ * Throws `key-wrong` when full backups are stored and none of them can be opened with the keys at hand: what would otherwise look like a
+ * replica in which nothing can be restored. `doing`: `list`, as in "cannot list".
+ */
+export function assertReadable(replica: Replica, doing: string): void {
+  const { catalog, trailers } = replica;
+  const [first] = catalog.fulls;
+  if (first !== undefined && catalog.fulls.every((object) => !trailers.canUnseal(object)))
+    throw sealProblem(replica, first, doing);
+}
+
+function sealProblem(replica: Replica, object: ReplicaObject, doing = "restore"): BakeliteError {
   const subject = replica.describe(object);
   if (object.seal === PLAINTEXT_SEAL)
-    return new BakeliteError("key-wrong", "cannot restore: the replica is not encrypted, but the config names a key", {
+    return new BakeliteError("key-wrong", `cannot ${doing}: the replica is not encrypted, but the config names a key`, {
       subject,
       hint: "if it was stored before encryption was switched on, set accept_plaintext = true under [defaults.encryption], or run `bakelite reencrypt`; if not, somebody without the key has put it there: do neither",
     });
   const { fingerprints } = replica.options.keys;
   const ours = fingerprints.length === 0 ? "and no key is configured" : `this is ${fingerprints.join(", ")}`;
-  return new BakeliteError("key-wrong", `cannot restore: the replica was written with key ${object.seal}, ${ours}`, {
+  return new BakeliteError("key-wrong", `cannot ${doing}: the replica was written with key ${object.seal}, ${ours}`, {
     subject,
     hint: `set [defaults.encryption] key_file to the file with key ${object.seal}`,
   });

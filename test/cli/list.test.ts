@@ -219,12 +219,18 @@ test("of two destinations one that cannot be reached is a warning", async () => 
   });
 });
 
-test("a sealed replica without its key lists what names tell, and says why that is all", async () => {
+test("a sealed replica without its key is an error that names the key, and --verbose lists what names tell", async () => {
   await withConfig(database("sealed", "here"), async () => {
     const fleet = await run();
-    expect(fleet.stdout).toMatch(/^sealed +none +none +1 +0 /m);
+    expect(fleet.code).toBe(1);
+    expect(fleet.stdout).toMatch(/^sealed +cannot be read \(see below\)$/m);
+    const one = await run("--db", "sealed");
+    expect(one).toMatchObject({ code: 1, stdout: "" });
     const verbose = await run("--db", "sealed", "--verbose");
+    expect(verbose.code).toBe(1);
     expect(verbose.stdout).toContain("cannot be read with the configured key");
+    for (const { stderr } of [fleet, one, verbose])
+      expect(stderr).toMatch(/cannot list: the replica was written with key [0-9a-f]{8}, and no key is configured/);
   });
 });
 

@@ -311,7 +311,7 @@ test("every reader opens sealed objects, and with a wrong or missing key says wh
   );
 });
 
-test("restore, verify, keep, repair, reencrypt and doctor name the key that is wanted, and the one they have or the setting", async () => {
+test("every command that opens objects names the key that is wanted, and the one they have or the setting", async () => {
   await using scene = await SealedScene.begin(2);
   const [key, other] = [scene.makeKey(1), scene.makeKey(2)];
   scene.key = key;
@@ -319,7 +319,11 @@ test("restore, verify, keep, repair, reencrypt and doctor name the key that is w
   const objects = scene.objects();
   const commands = [
     ["restore", "--output", scene.directory.file("never.db")],
+    ["list"],
+    ["list", "--verbose"],
     ["verify"],
+    ["compact"],
+    ["prune"],
     ["keep", "--label", "x"],
     ["repair"],
     ["reencrypt", "--dry-run"],

@@ -1,11 +1,13 @@
 import type { DatabaseConfig } from "../../config/types.ts";
 import { refuseBesideReencrypt } from "../../replica/beside-reencrypt.ts";
+import { openConfiguredReplica } from "../../replica/configured.ts";
 import {
   compactDatabase,
   type DatabaseCompacted,
   type DestinationPruned,
   pruneDatabase,
 } from "../../replica/maintain.ts";
+import { assertReadable } from "../../replica/plan.ts";
 import { lookAtFiles } from "../../state/observe-files.ts";
 import { formatByteSize } from "../../util/byte-sizes.ts";
 import type { BakeliteError } from "../../util/errors.ts";
@@ -66,6 +68,7 @@ async function compactOne(context: CommandContext, database: DatabaseConfig, dry
   const news = noticesOf(database.name, stderr);
   try {
     if (!dryRun) await refuseBesideReencrypt(database);
+    assertReadable(await openConfiguredReplica(database, { signal }), "merge");
     using progress = createProgress({ label: `merging ${database.name}`, output: stderr, clock });
     compaction = await compactDatabase(database, {
       dryRun,

@@ -5,6 +5,7 @@ import { openConfiguredReplica } from "../../replica/configured.ts";
 import type { ObjectFacts } from "../../replica/facts.ts";
 import { type PrunePreview, previewPrune } from "../../replica/maintain.ts";
 import { type MarkedState, readMarks } from "../../replica/marks.ts";
+import { assertReadable } from "../../replica/plan.ts";
 import type { Replica } from "../../replica/replica.ts";
 import type { RestorePoint } from "../../replica/restore-points.ts";
 import {
@@ -70,6 +71,7 @@ async function listFleet(context: CommandContext, databases: readonly DatabaseCo
       using _slot = await slots.acquire({ signal: context.signal });
       try {
         const replica = await openConfiguredReplica(database, { signal: context.signal });
+        assertReadable(replica, "list");
         return { database, outcome: { summary: await summarize(replica), warnings: replica.warnings } };
       } catch (error) {
         if (!(error instanceof BakeliteError) || error.code === "interrupted" || error.code === "internal") throw error;
@@ -131,6 +133,8 @@ interface Details {
 
 async function listDatabase(context: CommandContext, database: DatabaseConfig): Promise<void> {
   const replica = await openConfiguredReplica(database, { signal: context.signal });
+  // The names of what is stored can be told without its key.
+  if (!context.flags.verbose) assertReadable(replica, "list");
   // All objects first, where they are shown: what is then known makes the rest exact.
   if (context.flags.verbose) await readAllObjects(replica);
   const details: Details = {
@@ -143,6 +147,7 @@ async function listDatabase(context: CommandContext, database: DatabaseConfig): 
   };
   if (context.flags.json) await writeDocument(context, details);
   else await writeDatabase(context, details);
+  assertReadable(replica, "list");
 }
 
 /** More change-sets than these: their trailers, which tell what merged ones stand for, take long to read. */

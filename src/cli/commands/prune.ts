@@ -1,6 +1,8 @@
 import type { DatabaseConfig } from "../../config/types.ts";
 import { refuseBesideReencrypt } from "../../replica/beside-reencrypt.ts";
+import { openConfiguredReplica } from "../../replica/configured.ts";
 import { type DestinationPruned, pruneDatabase } from "../../replica/maintain.ts";
+import { assertReadable } from "../../replica/plan.ts";
 import type { BakeliteError } from "../../util/errors.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { errorDocument, failureOfPart, writeFailedPart } from "../failed-part.ts";
@@ -47,6 +49,7 @@ async function pruneOne(context: CommandContext, database: DatabaseConfig, dryRu
   const { clock, signal, env } = context;
   try {
     if (!dryRun) await refuseBesideReencrypt(database);
+    assertReadable(await openConfiguredReplica(database, { signal }), "prune");
     const pruned = await pruneDatabase(database, {
       dryRun,
       nowMs: clock.nowMs(),
