@@ -71,8 +71,9 @@ export interface AttachmentInputs {
   readonly log: Logger;
 }
 
+/** `unshipped`: committed transactions; null: it was not known yet what is stored. */
 export type AttachmentEnd =
-  | { readonly kind: "stopped"; readonly unshipped: number }
+  | { readonly kind: "stopped"; readonly unshipped: number | null }
   | ({ readonly kind: "fault" } & EndOfFollowing);
 
 /** What an attachment is doing before it ships. */
@@ -551,10 +552,10 @@ export class Attachment {
   }
 
   /** At a clean stop: how many captured commits could not be shipped in time. */
-  async #shipTheRest(): Promise<number> {
+  async #shipTheRest(): Promise<number | null> {
     const shipper = this.#shipper;
     const { log } = this.#inputs;
-    if (shipper === null) return this.#pending.commits;
+    if (shipper === null) return null;
     const patience = AbortSignal.timeout(STOP_PATIENCE_MS);
     try {
       const result = await this.#capture.captureAll();

@@ -253,8 +253,13 @@ export class Replicator {
     return null;
   }
 
-  #stopped(unshipped: number, interruption: string | null = null): void {
-    const left = unshipped === 0 ? null : `${unshipped} committed transaction(s) could not be shipped before the stop`;
+  #stopped(unshipped: number | null, interruption: string | null = null): void {
+    const left =
+      unshipped === null
+        ? "stopped before the database was compared with what is stored: the next start does that"
+        : unshipped === 0
+          ? null
+          : `${unshipped} committed transaction(s) could not be shipped before the stop`;
     const detail = interruption === null ? left : `replication was interrupted before the stop: ${interruption}`;
     this.#enter({ kind: "stopped", detail });
   }

@@ -344,6 +344,19 @@ test("a destination that is away at the start is waited for, and capture goes on
   await r.assertLatestIsLive();
 });
 
+test("a stop before it is known what is stored does not pass for one after which everything is", async () => {
+  await using faulty = await beginFaulty();
+  const { r, backend } = faulty;
+  await r.makeRows(20);
+  backend.isOffline = true;
+  const daemon = await r.startDaemon();
+  await daemon.until("the failure", () => failed(daemon));
+  expect(await daemon.stop()).toMatchObject({
+    kind: "stopped",
+    detail: expect.stringContaining("before the database was compared with what is stored"),
+  });
+});
+
 test("a stop while the destination is away says how much was not shipped", async () => {
   await using faulty = await beginFaulty();
   const { r, backend } = faulty;
