@@ -150,15 +150,21 @@ export class S3Requests {
   }
 
   async listVersions(bucket: string, prefix = ""): Promise<readonly ListedVersion[]> {
-    const xml = await this.#succeed("GET", `/${bucket}`, { query: { versions: "", prefix } });
-    return ["Version", "DeleteMarker"].flatMap((name) =>
-      elements(xml, name).map((item) => ({
-        key: textOf(item, "Key"),
-        versionId: textOf(item, "VersionId"),
-        isLatest: textOf(item, "IsLatest") === "true",
-        isDeleteMarker: name === "DeleteMarker",
-      })),
-    );
+    const versions: ListedVersion[] = [];
+    let from: Record<string, string> = {};
+    for (;;) {
+      const xml = await this.#succeed("GET", `/${bucket}`, { query: { versions: "", prefix, ...from } });
+      for (const name of ["Version", "DeleteMarker"])
+        for (const item of elements(xml, name))
+          versions.push({
+            key: textOf(item, "Key"),
+            versionId: textOf(item, "VersionId"),
+            isLatest: textOf(item, "IsLatest") === "true",
+            isDeleteMarker: name === "DeleteMarker",
+          });
+      if (textOf(xml, "IsTruncated") !== "true") return versions;
+      from = { "key-marker": textOf(xml, "NextKeyMarker"), "version-id-marker": textOf(xml, "NextVersionIdMarker") };
+    }
   }
 
   /** Deletes all objects and aborts all uploads whose keys begin with `prefix`. */
