@@ -5,7 +5,7 @@ import { BakeliteError } from "../util/errors.ts";
 import { mapAhead } from "./ahead.ts";
 import type { ReplicaObject } from "./catalog.ts";
 import { PageTally } from "./page-tally.ts";
-import { planForIndex, type RestorePlan } from "./plan.ts";
+import { assertReadable, planForIndex, type RestorePlan } from "./plan.ts";
 import type { Replica } from "./replica.ts";
 import type { OpenedObject } from "./trailers.ts";
 
@@ -71,10 +71,14 @@ export async function layPages(replica: Replica, plan: RestorePlan, options: Lay
   }
 }
 
-/** Another way to the same state. `failure` is why there must be one, and becomes the cause of what is thrown when there is none. */
+/**
+ * Another way to the same state. `failure` is why there must be one, and becomes the cause of what is thrown when there is none; where
+ * a reencrypt has taken everything to another seal meanwhile, `key-wrong` is thrown, which names it.
+ */
 async function replan(replica: Replica, failed: RestorePlan, { error: cause, gone }: Failure): Promise<RestorePlan> {
   const plan = await planForIndex(replica, failed.index);
   if (plan !== null && plan.lineage === failed.lineage) return plan;
+  if (gone) assertReadable(replica, "restore");
   if (gone)
     throw new BakeliteError(
       "replica-corrupt",
