@@ -203,23 +203,29 @@ async function behindProxies(
   };
 }
 
-/** Both go through one proxy, which breaks half of the connections. */
+/** The daemon and the restores go through a proxy each, which breaks half of the connections: only the daemon's has outages. */
 async function sftpDestination(localPath: string, seed: number): Promise<TortureDestination> {
   await using started = new AsyncDisposableStack();
   const server = started.use(await startSshd());
-  const proxy = started.use(await FaultProxy.start({ targetPort: server.port, protocol: "tcp" }));
-  breakConnections(proxy, seededRandom(seed).fork("cuts"), 0.5);
+  const random = seededRandom(seed).fork("proxies");
+  const start = async (label: string) => {
+    const proxy = started.use(await FaultProxy.start({ targetPort: server.port, protocol: "tcp" }));
+    breakConnections(proxy, random.fork(label), 0.5);
+    return proxy;
+  };
+  const [forDaemon, forRestores] = [await start("daemon"), await start("restores")];
   const path = server.newPath();
-  const table = await server.tableThrough(proxy.port, path, { timeout: "3s" });
+  const tableThrough = ({ port }: FaultProxy) => server.tableThrough(port, path, { timeout: "3s" });
+  const [table, restoresTable] = [await tableThrough(forDaemon), await tableThrough(forRestores)];
   const open = (keys: Readonly<Record<string, unknown>>) =>
     withRetry(openTable(keys), { retries: 8, baseMs: 50, capMs: 1000, maxElapsedMs: 30_000 });
   const resources = started.move();
   return {
     table: table as Settings,
     localPath,
-    open: () => open(table),
+    open: () => open(restoresTable),
     async settle() {
-      proxy.clearScripts();
+      for (const proxy of [forDaemon, forRestores]) proxy.clearScripts();
       await copyObjects(open(server.table(path)), new FileBackend({ path: localPath }));
     },
     async judge() {
@@ -228,13 +234,13 @@ async function sftpDestination(localPath: string, seed: number): Promise<Torture
       const leftBehind = await left();
       await reclaimUploads(direct, { database: "app", minAgeMs: 0, daemonRunningForMs: null, dryRun: false });
       if ((await left()) > 0) throw new Error("temporary files were not reclaimed");
-      return `${server.name}: ${proxy.connectionCount} connections; temporary files: ${leftBehind}, reclaimed`;
+      return `${server.name}: ${forDaemon.connectionCount} connections of the daemon; temporary files: ${leftBehind}, reclaimed`;
     },
     harmless: (message) => EXPECTED_WARNINGS.some((pattern) => pattern.test(message)),
     async outage(how, durationMs) {
-      await proxy.beginOutage(how);
+      await forDaemon.beginOutage(how);
       await Bun.sleep(durationMs);
-      await proxy.endOutage();
+      await forDaemon.endOutage();
     },
     [Symbol.asyncDispose]: () => resources.disposeAsync(),
   };

@@ -128,7 +128,7 @@ export class Restorer {
     const path = join(this.#options.folder, `restored-${this.#count}.db`);
     const [askedMs, startedMs] = [Date.now(), performance.now()];
     const replica = await this.open(undefined, reading);
-    const plan = await planOrNull(replica, target);
+    const plan = await planOrNull(replica, target, this.#known.length === 0);
     if (plan === null) {
       const before = this.#known.at(-1);
       if (before === undefined) return null;
@@ -223,13 +223,16 @@ export function describe(target: RestoreTarget): string {
   }
 }
 
-async function planOrNull(replica: Replica, target: RestoreTarget) {
+/** `mayBeTooEarly`: nothing was restored yet, so what is restorable by now may have come after the target's moment. */
+async function planOrNull(replica: Replica, target: RestoreTarget, mayBeTooEarly: boolean) {
   try {
     return await planRestore(replica, target);
   } catch (error) {
     // Not even a full backup, or one that settles later: the beginning.
     if (error instanceof BakeliteError && (error.code === "replica-missing" || error.code === "replica-corrupt")) {
-      if (replica.graph.restorePoints.length === 0 && replica.trailers.problems.length === 0) return null;
+      const isEmpty = replica.graph.restorePoints.length === 0;
+      const isTooEarly = mayBeTooEarly && target.kind === "time" && error.code === "replica-missing";
+      if ((isEmpty || isTooEarly) && replica.trailers.problems.length === 0) return null;
     }
     throw error;
   }

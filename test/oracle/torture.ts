@@ -626,16 +626,18 @@ class TortureRun implements AsyncDisposable {
   }
 
   /** The independent reader, asked for the same moment, gives the same file. */
-  async #compareWithJudge(timeMs: number, { path }: Graded): Promise<void> {
+  async #compareWithJudge(timeMs: number, { index, stampMs, path }: Graded): Promise<void> {
     const output = this.#directory.file("judged.db");
-    await this.#askJudge("restore", "--at-ms", String(timeMs), "--output", output, "--force");
+    const told = await this.#askJudge("restore", "--at-ms", String(timeMs), "--output", output, "--force");
+    if ((JSON.parse(told) as { readonly index: number }).index !== index)
+      throw new Error(`at ${timeMs} we restore state ${index} of ${stampMs}, and the independent reader: ${told}`);
     const [restored, judged] = [await readFile(path), await readFile(output)];
     compareFiles(restored, judged, pageSizeOf(judged));
     await rm(path);
   }
 
-  /** Runs the independent reader; exit status 0 means that all is in order. */
-  async #askJudge(command: "verify" | "restore", ...args: readonly string[]): Promise<void> {
+  /** Runs the independent reader; exit status 0 means that all is in order. Gives its report. */
+  async #askJudge(command: "verify" | "restore", ...args: readonly string[]): Promise<string> {
     const { sealing } = this.#rotation;
     const keys = sealing === null ? [] : ["--key-file", sealing.keyFile];
     const program = [pythonPath(), JUDGE, command, this.#destination.localPath, "--database", NAME];
@@ -643,6 +645,7 @@ class TortureRun implements AsyncDisposable {
     const [stdout, stderr, status] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
     if (status !== 0)
       throw new Error(`the independent reader ends ${command} with ${status}: ${stderr}\n${stdout.slice(0, 4000)}`);
+    return stdout;
   }
 
   async #readReplica(): Promise<{ points: readonly number[]; fullBackups: Record<string, number> }> {
