@@ -206,8 +206,10 @@ async function explainFailure(replica: Replica, target: RestoreTarget): Promise<
   const firstPoint = first === null ? null : await restorePointOf(replica, first.index);
   if (firstPoint !== null) return tooEarly(target, firstPoint);
 
-  const sealed = [...catalog.fulls, ...catalog.changeSets].find((object) => !trailers.canUnseal(object));
-  if (sealed !== undefined && [...catalog.fulls].every((object) => !trailers.canUnseal(object)))
+  // Before the first full backup change-sets are stored, below a reencrypt under two seals, and whoever reads some has the right key.
+  const decisive = catalog.fulls.length > 0 ? catalog.fulls : catalog.changeSets;
+  const [sealed] = decisive;
+  if (sealed !== undefined && decisive.every((object) => !trailers.canUnseal(object)))
     return sealProblem(replica, sealed);
   const problem = trailers.problems.find(({ object }) => object.kind === "full") ?? trailers.problems[0];
   if (problem !== undefined)

@@ -11,7 +11,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { basename } from "node:path";
-import { keyRing } from "../../src/format/envelope.ts";
+import { keyRing, type SealKey } from "../../src/format/envelope.ts";
 import { type ExplainedPlan, planRestore } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
 import { type RestoreOptions, type RestoreResult, restoreDatabase } from "../../src/replica/restore.ts";
@@ -22,6 +22,7 @@ import { seededRandom } from "../support/random.ts";
 import { type TemporaryDirectory, temporaryDirectory } from "../support/temporary-directory.ts";
 import { fileOf, ReplicaBuilder, testKey } from "./builder.ts";
 import { MemoryBackend } from "./memory-backend.ts";
+import { openAs } from "./reencrypt-scene.ts";
 import { makeDatabase, makeDatabaseWithWal, pagesOfFile, rowsOf } from "./sqlite-history.ts";
 
 const isRoot = process.geteuid?.() === 0;
@@ -505,6 +506,19 @@ test("without the right key the error says so", async () => {
     acceptPlaintext: true,
   });
   expect(await failure(planRestore(none, { kind: "latest" }))).toMatchObject({ code: "key-wrong" });
+});
+
+test("before the first full backup, with change-sets under two seals, a key that reads some of them is not the wrong one", async () => {
+  const early = new MemoryBackend();
+  for (const seal of [testKey(1), testKey(2)]) {
+    const writer = new ReplicaBuilder({ backends: [early], random: seededRandom(8), seal });
+    writer.beginChain([writer.randomImage()]);
+    await writer.storeChangeSet(writer.commitRandom(1, 2).index);
+  }
+  const messageWith = async (key: SealKey) =>
+    await failure(planRestore(await openAs([early], key), { kind: "latest" })).then((error) => String(error));
+  for (const key of [testKey(1), testKey(2)]) expect(await messageWith(key)).toContain("no full backup is stored yet");
+  expect(await messageWith(testKey(3))).toContain(`this is ${testKey(3).fingerprint}`);
 });
 
 test("where only CURRENT is left, backups have been lost: that is not a replica that never was", async () => {
