@@ -3,6 +3,7 @@ import { upperBound } from "../util/upper-bound.ts";
 import { keyOf, type ReplicaObject } from "./catalog.ts";
 import type { CurrentHint } from "./documents.ts";
 import type { ObjectFacts } from "./facts.ts";
+import { latePuts } from "./late-put.ts";
 import { LineageGraph } from "./paths.ts";
 import type { Replica } from "./replica.ts";
 import type { RestorePoint } from "./restore-points.ts";
@@ -182,13 +183,22 @@ class Judge {
   }
 
   #judgeForks(): void {
+    const late = latePuts(this.#forks, this.#replica.catalog.changeSets, (object) => this.#checks.factsOf(object));
     for (const object of this.#forks) {
       this.#needsSecondLook = true;
-      this.#problem("fork", object.destination, keyOf(this.#replica.database, object), {
-        message: "it belongs to a history that the replica has left behind: two writers may have stored here",
-        nextStep:
-          "make sure that only one daemon backs up this database to this destination; restores do not use the object, and it may be deleted",
-      });
+      const key = keyOf(this.#replica.database, object);
+      if (late.has(object))
+        this.#warning("leftover", object.destination, key, {
+          message:
+            "it is left over: its daemon ended while it was being stored, and has gone on without it; what follows holds the same",
+          nextStep: "nothing: restores do not use it, and retention deletes it",
+        });
+      else
+        this.#problem("fork", object.destination, key, {
+          message: "it belongs to a history that the replica has left behind: two writers may have stored here",
+          nextStep:
+            "make sure that only one daemon backs up this database to this destination; restores do not use the object, and it may be deleted",
+        });
     }
   }
 

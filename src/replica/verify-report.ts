@@ -24,7 +24,7 @@ export type ProblemKind =
 export type WarningKind =
   | "foreign-name" // not a name that bakelite gives
   | "two-seals" // one state change under two keys, or sealed and in plaintext
-  | "leftover" // a chain that was never finished
+  | "leftover" // of a chain that was never finished, of a compaction, or of a daemon that was killed
   | "first-backup" // a chain whose first full backup is not stored yet
   | "no-current" // CURRENT is not there
   | "stale-current" // as the problem, where it may be on its way

@@ -782,9 +782,24 @@ class Replica:
     def states(self):
         """Every reachable state: node -> the least `settled` any path to it needs.
 
-        Of a path the largest `settled` counts, of several paths the best one.
+        Of a path the largest `settled` counts, of several paths the best one.  What an
+        ordinary change-set of several states steps over is left out (section 8).
         """
-        edges = self.edges(self.good("change-set"))
+        best = self._states_without(())
+        left_out = self._stepped_over(best)
+        return self._states_without(left_out) if left_out else best
+
+    def _stepped_over(self, states):
+        """The nodes between the ends of ordinary change-sets of several states."""
+        wide = [item for item in self.good("change-set")
+                if item.name.first < item.name.last and item.start in states
+                and item.trailer["reason"] != "compaction"]
+        return {node for node in states for item in wide
+                if node[0] == item.end[0] and item.start[2] < node[2] < item.end[2]}
+
+    def _states_without(self, left_out):
+        edges = self.edges(item for item in self.good("change-set")
+                           if item.end not in left_out)
         best = {}
         for full in self.good("full"):
             best[full.end] = min(full.settled, best.get(full.end, full.settled))

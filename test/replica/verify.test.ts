@@ -492,6 +492,22 @@ describe("histories", () => {
     await expectRestorability(report);
   });
 
+  test("a put that arrives after its daemon was killed and begun anew is left over, unless somebody goes on from it", async () => {
+    await builder.storeFork({ kind: "change-set", level: 0, first: 13, last: 13, seal: "p" });
+    await builder.storeFork({ kind: "change-set", level: 0, first: 13, last: 14, seal: "p" });
+    const report = await verify();
+    expect([show(report.problems), show(report.warnings)]).toEqual([[], [`leftover ${changeSet(13)}`]]);
+    expect(report.restorability.newest?.index).toBe(14);
+
+    backend.objects.delete(changeSet(13));
+    await builder.storeChangeSet(builder.commitRandom(1).index);
+    await builder.storeChangeSet(builder.commitRandom(1).index);
+    await builder.storeFork({ kind: "change-set", level: 0, first: 13, last: 15, seal: "p" });
+    backend.objects.delete(changeSet(13, 14));
+    const goneOn = await verify();
+    expect(show(goneOn.problems)).toEqual([`fork ${changeSet(13)}`, `fork ${changeSet(14)}`]);
+  });
+
   test("a cursor of another history is a fork, a page ledger of one is told", async () => {
     const local = localState({ index: 12, lineage: "0".repeat(64) });
     const report = await verify({ local });
