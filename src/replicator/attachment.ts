@@ -16,7 +16,7 @@ import { BakeliteError, describeError } from "../util/errors.ts";
 import type { Logger } from "../util/logger.ts";
 import type { Semaphore } from "../util/semaphore.ts";
 import type { Wakeup } from "../util/wakeup.ts";
-import { type Adoption, adopt } from "./adopt.ts";
+import { type Adoption, adopt, OUT_OF_SIGHT } from "./adopt.ts";
 import { CaptureLoop, type EndOfFollowing, FollowingEnded } from "./capture-loop.ts";
 import { compareWithLedger } from "./compare.ts";
 import { type Destinations, isDestinationFailure } from "./destinations.ts";
@@ -71,9 +71,9 @@ export interface AttachmentInputs {
   readonly log: Logger;
 }
 
-/** `unshipped`: committed transactions; null: it was not known yet what is stored. */
+/** `left`: a sentence about what is committed and may not be stored, or null. */
 export type AttachmentEnd =
-  | { readonly kind: "stopped"; readonly unshipped: number | null }
+  | { readonly kind: "stopped"; readonly left: string | null }
   | ({ readonly kind: "fault" } & EndOfFollowing);
 
 /** What an attachment is doing before it ships. */
@@ -83,8 +83,10 @@ export interface Starting {
   readonly progress: number | null;
 }
 
+/** What a stop leaves to the next start when it came before it was known what is stored. */
+export const NOT_COMPARED = "stopped before the database was compared with what is stored: the next start does that";
+
 const RETRY_BASE_MS = 500;
-const STOP_PATIENCE_MS = 8000;
 
 /**
  * One life of following one database, from opening it to closing it: capture begins at once and never stops, and as soon as
@@ -102,6 +104,8 @@ export class Attachment {
   readonly holders: WalHolders;
   readonly #beganMs: number;
   #closed = false;
+  /** From here on nothing is begun that must wait for others. */
+  #stop: AbortSignal = new AbortController().signal;
   #isCurrentStale = false;
   #shipper: Shipper | null = null;
   #fullBackups: FullBackups | null = null;
@@ -219,28 +223,37 @@ export class Attachment {
   }
 
   /**
-   * Runs until `stop` is aborted or following ends. Then ships what is committed, if the destinations let it within some
-   * seconds, and closes the database. Throws what neither a destination nor a lock explains.
+   * Runs until `stop` is aborted or following ends. At a stop it finds out what is stored, unless that is known or a destination fails,
+   * ships what is committed, as far as it gets before `deadline` is aborted, and closes the database. Throws what neither a destination
+   * nor a lock explains.
    */
-  async run(stop: AbortSignal): Promise<AttachmentEnd> {
+  async run(stop: AbortSignal, deadline: AbortSignal): Promise<AttachmentEnd> {
+    this.#stop = stop;
     const ended = new AbortController();
-    const everything = AbortSignal.any([stop, ended.signal]);
-    let end: AttachmentEnd = { kind: "stopped", unshipped: 0 };
+    const inTime = AbortSignal.any([deadline, ended.signal]);
+    const adopting = this.#retrying(inTime, () => this.#adopt(inTime), stop);
+    using stopped = afterBoth(stop, adopting);
+    const everything = AbortSignal.any([stopped.signal, deadline, ended.signal]);
+    let end: AttachmentEnd = { kind: "stopped", left: NOT_COMPARED };
     try {
       const capturing = this.#capture.run(everything).then((fault) => {
         if (fault !== null) end = { kind: "fault", ...fault };
       });
-      const shipping = this.#replicate(everything);
+      const shipping = this.#replicate(adopting, everything, stop);
       await untilOneEnds([capturing, shipping], () => ended.abort());
     } finally {
-      if (stop.aborted && end.kind === "stopped") end = { kind: "stopped", unshipped: await this.#shipTheRest() };
+      if (stop.aborted && end.kind === "stopped") end = await this.#shipTheRest(deadline);
       await this.#close();
     }
     return end;
   }
 
-  async #replicate(signal: AbortSignal): Promise<void> {
-    const reason = await this.#retrying(signal, () => this.#adopt(signal));
+  async #replicate(
+    adopting: Promise<FullBackupReason | null | "stopped">,
+    signal: AbortSignal,
+    stop: AbortSignal,
+  ): Promise<void> {
+    const reason = await adopting;
     const shipper = this.#shipper;
     if (shipper === null || reason === "stopped") return;
     const fullBackups = this.#makeFullBackups(shipper, reason);
@@ -248,6 +261,7 @@ export class Attachment {
     this.#starting = null;
     this.#inputs.health.recovered();
     this.#inputs.onChange();
+    if (stop.aborted) return;
     const inner = new AbortController();
     const both = AbortSignal.any([signal, inner.signal]);
     const ship = async () => {
@@ -270,8 +284,8 @@ export class Attachment {
     await untilOneEnds([ship(), backUp(), filling.run(both)], () => inner.abort());
   }
 
-  /** Calls `work` again, after a while, as long as a destination is what fails. */
-  async #retrying<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T | "stopped"> {
+  /** Calls `work` again, after a while, as long as a destination is what fails and `again` is not aborted. */
+  async #retrying<T>(signal: AbortSignal, work: () => Promise<T>, again = signal): Promise<T | "stopped"> {
     const { health, log } = this.#inputs;
     for (let attempts = 1; ; attempts++) {
       if (signal.aborted) return "stopped";
@@ -281,6 +295,7 @@ export class Attachment {
         return result;
       } catch (error) {
         if (signal.aborted || error instanceof FollowingEnded) return "stopped";
+        if (again.aborted && error === again.reason) return "stopped";
         if (!isDestinationFailure(error)) throw error;
         health.failed(error);
         const waitMs = backoffDelayMs(attempts, { baseMs: RETRY_BASE_MS });
@@ -289,7 +304,8 @@ export class Attachment {
           attempts,
           waitMs: Math.round(waitMs),
         });
-        await delay(waitMs, signal).catch(() => {});
+        await delay(waitMs, again).catch(() => {});
+        if (again.aborted) return "stopped";
       }
     }
   }
@@ -307,7 +323,7 @@ export class Attachment {
     const isBlind = answering.length - replica.trailers.failedDestinations.size < destinations.all.length;
     if (isBlind && destinations.isStrict) for (const error of replica.trailers.failedDestinations.values()) throw error;
     await this.#refuseToGoOnInPlaintext(replica);
-    const adoption = await adopt({
+    const adopted = await adopt({
       replica,
       cursor: this.#cursor,
       machine: this.#machine,
@@ -316,6 +332,7 @@ export class Attachment {
       nowMs: clock.nowMs(),
       log,
     });
+    const adoption = await this.#clearOfMirrors(adopted, signal);
     this.#muster = async (state, index) => {
       await muster(destinations, { replica, answering, state, index, cursor: this.#cursor, signal });
       for (const [position, error] of replica.trailers.failedDestinations) {
@@ -348,6 +365,27 @@ export class Attachment {
     if (adoption.fullBackup !== null) return null;
     const isDamaged = replica.catalog.fulls.some((full) => replica.trailers.knowledge(full) === "unusable");
     return isDamaged ? "replica unreadable" : "destination gap";
+  }
+
+  /**
+   * Where neither this host nor a lock-step destination knows of anything, as when both were lost, a mirror may hold what was. The new chain
+   * begins above that: under names that are taken there it could not be mirrored, and nobody could tell which is the newer one.
+   */
+  async #clearOfMirrors(adoption: Adoption, signal: AbortSignal): Promise<Adoption> {
+    const { destinations, log } = this.#inputs;
+    if (adoption.newest !== null || this.#cursor !== null) return adoption;
+    const { highestIndex: atMirrors, silent } = await destinations.takenAtMirrors(signal);
+    if (atMirrors > adoption.highestIndex)
+      log.warn("a mirror holds an earlier history, and nothing else does: a new one begins above it", {
+        index: atMirrors,
+        hint: "nothing: both stay restorable; `bakelite repair` copies the earlier one to the other destinations",
+      });
+    for (const location of silent)
+      log.warn("a mirror does not answer: the new history begins far above what it may hold", {
+        destination: location,
+      });
+    const outOfSight = silent.length > 0 ? OUT_OF_SIGHT : 0;
+    return { ...adoption, highestIndex: Math.max(adoption.highestIndex, atMirrors) + outOfSight };
   }
 
   /**
@@ -402,7 +440,9 @@ export class Attachment {
 
   async #compare(stored: StoredState, ledger: LedgerFile, signal: AbortSignal): Promise<void> {
     const { slots, log, clock } = this.#inputs;
-    using _slot = await slots.acquire({ priority: this.#follower.sizePages * this.#follower.pageSizeBytes, signal });
+    const waiting = AbortSignal.any([signal, this.#stop]);
+    const priority = this.#follower.sizePages * this.#follower.pageSizeBytes;
+    using _slot = slots.tryAcquire() ?? (await slots.acquire({ priority, signal: waiting }));
     const startedMs = clock.monotonicMs();
     const found = await compareWithLedger({
       follower: this.#follower,
@@ -551,32 +591,51 @@ export class Attachment {
     });
   }
 
-  /** At a clean stop: how many captured commits could not be shipped in time. */
-  async #shipTheRest(): Promise<number | null> {
-    const shipper = this.#shipper;
-    const { log } = this.#inputs;
-    if (shipper === null) return null;
-    const patience = AbortSignal.timeout(STOP_PATIENCE_MS);
+  /** At a clean stop. A fault shows that something was committed that nobody has seen yet. */
+  async #shipTheRest(deadline: AbortSignal): Promise<AttachmentEnd> {
+    const [shipper, { log }] = [this.#shipper, this.#inputs];
+    if (shipper === null) return { kind: "stopped", left: NOT_COMPARED };
     try {
       const result = await this.#capture.captureAll();
+      if (result.kind === "fault") return { kind: "fault", fault: result.fault, detail: result.detail };
       shipper.captured(result.kind === "captured" ? result.commits : 0);
       shipper.flush();
-      while (!shipper.isIdle) {
-        patience.throwIfAborted();
-        await shipper.step(patience);
-      }
+      await this.#flush(shipper, deadline);
       await shipper.writeLocalState(true);
-      if (result.kind === "captured") return 0;
-      const reason = result.kind === "fault" ? result.detail : "the database is locked";
-      log.warn("what was committed last could not be captured before the stop", { reason });
-      return 1;
+      if (result.kind === "captured") return { kind: "stopped", left: this.#lackingFullBackup };
+      log.warn("what was committed last could not be captured before the stop", { reason: "the database is locked" });
+      return { kind: "stopped", left: commitsLeft(1) };
     } catch (error) {
       log.warn("not everything that is committed could be stored before the stop", {
         commits: shipper.unstoredCommits,
         error: describeError(error),
       });
-      return Math.max(1, shipper.unstoredCommits);
+      return { kind: "stopped", left: commitsLeft(Math.max(1, shipper.unstoredCommits)) };
     }
+  }
+
+  /** A destination that has been failing is not waited for; one that fails only now may be there again in a moment. */
+  async #flush(shipper: Shipper, deadline: AbortSignal): Promise<void> {
+    const isAway = this.#inputs.health.streak !== null;
+    for (let attempts = 1; !shipper.isIdle; ) {
+      deadline.throwIfAborted();
+      try {
+        await shipper.step(deadline);
+      } catch (error) {
+        if (isAway || deadline.aborted || !isDestinationFailure(error)) throw error;
+        const waitMs = backoffDelayMs(attempts++, { baseMs: RETRY_BASE_MS });
+        await delay(waitMs, deadline).catch(() => {
+          throw error;
+        });
+      }
+    }
+  }
+
+  /** All change-sets of a chain restore nothing before its first full backup is stored. */
+  get #lackingFullBackup(): string | null {
+    return this.#local.fullBackup === null
+      ? "stopped before the full backup was stored: the next start takes it"
+      : null;
   }
 
   async #close(): Promise<void> {
@@ -599,6 +658,26 @@ function positionsOf({ all }: Destinations, index: number): Cursor["destinations
       return [member.backend.location, { index: reached, ...(member.isComplete ? {} : { incomplete: true }) }];
     }),
   );
+}
+
+function commitsLeft(count: number): string {
+  return `${count} committed transaction(s) could not be shipped before the stop`;
+}
+
+/** Aborted once `signal` is and `work` has ended, in whatever way; until it is disposed of. */
+function afterBoth(signal: AbortSignal, work: Promise<unknown>): Disposable & { readonly signal: AbortSignal } {
+  const both = new AbortController();
+  const ended = work.then(
+    () => {},
+    () => {},
+  );
+  const onAbort = () => void ended.then(() => both.abort(signal.reason));
+  if (signal.aborted) onAbort();
+  else signal.addEventListener("abort", onAbort, { once: true });
+  return {
+    signal: both.signal,
+    [Symbol.dispose]: () => signal.removeEventListener("abort", onAbort),
+  };
 }
 
 /** Waits for all; when the first of them ends, in whatever way, tells the others to. Throws the first failure. */

@@ -4,6 +4,7 @@ import type { CaptureResult, FollowFault, WalFollower } from "../sqlite/follow.t
 import type { Clock } from "../util/clock.ts";
 import { delay } from "../util/delay.ts";
 import type { Logger } from "../util/logger.ts";
+import { nextTurn } from "../util/turns.ts";
 import type { Wakeup } from "../util/wakeup.ts";
 
 export interface CaptureLoopInputs {
@@ -237,9 +238,4 @@ export class CaptureLoop {
     this.#waiting = [];
     for (const waiter of waiting) go(waiter);
   }
-}
-
-/** Lets the event loop run, so that one database never keeps the others waiting. */
-export function nextTurn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
 }

@@ -3,11 +3,11 @@ import { inspectDatabase } from "../sqlite/inspect.ts";
 import { acquireInstanceLock, type InstanceLock } from "../state/instance-lock.ts";
 import { resolveDatabasePath, stateDirectory, statePaths, sweepStateDirectory } from "../state/layout.ts";
 import { backoffDelayMs } from "../util/backoff.ts";
-import { delay } from "../util/delay.ts";
+import { abortedLater, delay } from "../util/delay.ts";
 import { BakeliteError, describeError } from "../util/errors.ts";
 import { Wakeup } from "../util/wakeup.ts";
 import type { FullBackupRecord } from "./adopt.ts";
-import { Attachment, type AttachmentEnd, type AttachmentInputs } from "./attachment.ts";
+import { Attachment, type AttachmentEnd, type AttachmentInputs, NOT_COMPARED } from "./attachment.ts";
 import type { DirectoryWatch } from "./directory-watch.ts";
 import { Health } from "./health.ts";
 import type { StoredState } from "./stored-state.ts";
@@ -28,10 +28,14 @@ export type Phase =
   | { readonly kind: "starting" }
   | { readonly kind: "stopped"; readonly detail: string | null };
 
+const NOT_WAL = "the database is not backed up: it is not in WAL mode";
+
 const RETRY_BASE_MS = 1000;
 const FAULT_MEMORY_MS = 60_000;
 const ABSENT_POLL_MS = 1000;
 const BUSY_POLL_MS = 50;
+/** How long a clean stop goes on with finding out what is stored, and shipping what is not. */
+const STOP_PATIENCE_MS = 8000;
 /** Older temporary files in the state directory are a dead process's. */
 const LEFTOVER_AGE_MS = 60 * 60 * 1000;
 
@@ -136,27 +140,45 @@ export class Replicator {
     }
   }
 
-  /** Runs until `stop` is aborted; never throws. Everything committed is shipped before it resolves, if that is possible. */
+  /**
+   * Runs until `stop` is aborted; never throws. Everything committed is shipped before it resolves, if that is possible within some
+   * seconds, for which a database whose following ended at that very moment is attached to once more; else the status says what is left.
+   */
   async run(stop: AbortSignal): Promise<void> {
+    const deadline = abortedLater(stop, STOP_PATIENCE_MS);
     let failures = 0;
-    while (!stop.aborted) {
+    let left: string | null = NOT_COMPARED;
+    // Something may have been committed since the last look.
+    let isUnseen = false;
+    let isLastTry = false;
+    while (!stop.aborted || (isUnseen && !isLastTry)) {
+      isLastTry = stop.aborted;
+      isUnseen = false;
+      left = NOT_COMPARED;
       try {
-        const end = await this.#once(stop);
+        const end = await this.#once(stop, deadline);
         failures = 0;
         this.#busySinceMs = null;
-        if (end?.kind === "stopped") return this.#stopped(end.unshipped);
+        if (end?.kind === "stopped") return this.#stopped(end.left);
+        isUnseen = true;
+        if (end === null) left = this.#phase.kind === "not wal" ? NOT_WAL : null;
         if (end?.kind === "fault") {
           this.inputs.log.warn("following is interrupted: attaching anew", { reason: end.detail });
           await this.#restAfterFault(stop);
         }
       } catch (error) {
-        if (stop.aborted) break;
-        if (await this.#isPatient(error, stop)) continue;
+        if (await this.#isPatient(error, deadline)) {
+          // As when the application closes the database: soon over, and so waited for at a stop as well.
+          isUnseen = true;
+          isLastTry = deadline.aborted;
+          continue;
+        }
         failures++;
         this.health.failed(error);
         this.#enter({ kind: "failed" });
+        left = `replication was interrupted before the stop: ${this.health.lastError?.message ?? ""}`;
         const waitMs = backoffDelayMs(failures, { baseMs: RETRY_BASE_MS });
-        this.inputs.log.error("replication is interrupted; trying again", {
+        this.inputs.log.error(`replication is interrupted${stop.aborted ? "" : "; trying again"}`, {
           error: describeError(error),
           hint: error instanceof BakeliteError ? error.hint : undefined,
           waitMs: Math.round(waitMs),
@@ -168,8 +190,7 @@ export class Replicator {
         this.#attachment = null;
       }
     }
-    const interruption = this.#phase.kind === "failed" ? (this.health.lastError?.message ?? null) : null;
-    this.#stopped(0, interruption);
+    this.#stopped(left);
   }
 
   /** Gives the lock back. After `run`. */
@@ -179,12 +200,12 @@ export class Replicator {
   }
 
   /** A lock that somebody else holds is no failure before `busy_timeout` has passed. */
-  async #isPatient(error: unknown, stop: AbortSignal): Promise<boolean> {
+  async #isPatient(error: unknown, deadline: AbortSignal): Promise<boolean> {
     if (!(error instanceof BakeliteError) || error.code !== "database-busy") return false;
     const { clock, settings } = this.inputs;
     this.#busySinceMs ??= clock.monotonicMs();
     if (clock.monotonicMs() - this.#busySinceMs >= settings.busyTimeoutMs) return false;
-    await delay(BUSY_POLL_MS, stop).catch(() => {});
+    await delay(BUSY_POLL_MS, deadline).catch(() => {});
     return true;
   }
 
@@ -197,7 +218,7 @@ export class Replicator {
     this.#lastFaultMs = this.inputs.clock.monotonicMs();
   }
 
-  async #once(stop: AbortSignal): Promise<AttachmentEnd | null> {
+  async #once(stop: AbortSignal, deadline: AbortSignal): Promise<AttachmentEnd | null> {
     await this.prepare();
     if (this.#lock === null)
       return await this.#wait({ kind: "waiting", detail: "the database's directory does not exist yet" }, stop);
@@ -218,10 +239,10 @@ export class Replicator {
       convertToWal(path);
       this.inputs.log.warn("put the database into WAL mode, as convert_to_wal allows", { path });
     }
-    return await this.#attach(path, stop);
+    return await this.#attach(path, stop, deadline);
   }
 
-  async #attach(path: string, stop: AbortSignal): Promise<AttachmentEnd> {
+  async #attach(path: string, stop: AbortSignal, deadline: AbortSignal): Promise<AttachmentEnd> {
     using _watching = this.inputs.watch.add(path, this.#changed);
     const attachment = await Attachment.begin({
       ...this.inputs,
@@ -233,7 +254,7 @@ export class Replicator {
     });
     this.#attachment = attachment;
     this.#enter({ kind: "attached" });
-    return await attachment.run(stop);
+    return await attachment.run(stop, deadline);
   }
 
   async #waitForWal(path: string, stop: AbortSignal): Promise<null> {
@@ -245,7 +266,7 @@ export class Replicator {
     if (this.#phase.kind !== phase.kind) {
       const { log } = this.inputs;
       const fields = { path: this.path, reason: phase.detail };
-      if (phase.kind === "not wal") log.warn("the database is not backed up: it is not in WAL mode", fields);
+      if (phase.kind === "not wal") log.warn(NOT_WAL, fields);
       else log.info("waiting for the database", fields);
     }
     this.#enter(phase);
@@ -253,14 +274,8 @@ export class Replicator {
     return null;
   }
 
-  #stopped(unshipped: number | null, interruption: string | null = null): void {
-    const left =
-      unshipped === null
-        ? "stopped before the database was compared with what is stored: the next start does that"
-        : unshipped === 0
-          ? null
-          : `${unshipped} committed transaction(s) could not be shipped before the stop`;
-    const detail = interruption === null ? left : `replication was interrupted before the stop: ${interruption}`;
+  #stopped(detail: string | null): void {
+    if (detail !== null) this.inputs.log.info("stopped before everything was stored", { reason: detail });
     this.#enter({ kind: "stopped", detail });
   }
 

@@ -25,3 +25,16 @@ function delayOnce(ms: number, signal: AbortSignal | undefined): Promise<void> {
     signal?.addEventListener("abort", stop, { once: true });
   });
 }
+
+/** A signal that is aborted `ms` milliseconds after `signal`. */
+export function abortedLater(signal: AbortSignal, ms: number): AbortSignal {
+  const later = new AbortController();
+  const begin = () => {
+    const end = () => later.abort(new DOMException(`stopped for ${ms} ms`, "TimeoutError"));
+    // Nothing stays alive for its sake.
+    setTimeout(end, ms).unref();
+  };
+  if (signal.aborted) begin();
+  else signal.addEventListener("abort", begin, { once: true });
+  return later.signal;
+}

@@ -42,11 +42,19 @@ export class Semaphore {
     return this.#queue.length;
   }
 
+  /** A slot, where one is free at this moment. */
+  tryAcquire(): Disposable | null {
+    if (this.#freeCount <= 0) return null;
+    this.#freeCount--;
+    return this.#slot();
+  }
+
   /** Waits for a slot. Rejects with the signal's reason, and takes none, when aborted before it has one. */
   async acquire({ priority = 0, signal }: AcquireOptions = {}): Promise<Disposable> {
     signal?.throwIfAborted();
-    if (this.#freeCount > 0) this.#freeCount--;
-    else await this.#wait(priority, signal);
+    const free = this.tryAcquire();
+    if (free !== null) return free;
+    await this.#wait(priority, signal);
     return this.#slot();
   }
 

@@ -254,7 +254,10 @@ test("a daemon stops at once in the middle of a full backup, whatever that waits
     const daemon = await r.startDaemon();
     await gate.reached();
     await r.writer.burst(1);
-    expect(await daemon.stop(4000)).toEqual({ kind: "stopped", detail: null });
+    expect(await daemon.stop(4000)).toEqual({
+      kind: "stopped",
+      detail: "stopped before the full backup was stored: the next start takes it",
+    });
     const next = await r.startSynced();
     expect(await r.fulls()).toHaveLength(1);
     await r.assertLatestIsLive();

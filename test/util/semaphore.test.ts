@@ -45,6 +45,17 @@ test("waiters are served by priority, and those of one priority in the order in 
   expect(served).toEqual(["small", "default", "a", "b", "big"]);
 });
 
+test("a slot that is free at this moment can be had without waiting, and no other", async () => {
+  const semaphore = new Semaphore(1);
+  const slot = semaphore.tryAcquire();
+  expect([slot === null, semaphore.tryAcquire()]).toEqual([false, null]);
+  const waiting = semaphore.acquire();
+  slot?.[Symbol.dispose]();
+  expect(semaphore.tryAcquire()).toBeNull();
+  (await waiting)[Symbol.dispose]();
+  expect(semaphore.tryAcquire()).not.toBeNull();
+});
+
 test("who is aborted leaves the queue and takes no slot", async () => {
   const semaphore = new Semaphore(1);
   const first = await semaphore.acquire();
