@@ -793,7 +793,7 @@ class Replica:
         """The nodes between the ends of ordinary change-sets of several states."""
         wide = [item for item in self.good("change-set")
                 if item.name.first < item.name.last and item.start in states
-                and item.trailer["reason"] != "compaction"]
+                and item.name.level == 0]
         return {node for node in states for item in wide
                 if node[0] == item.end[0] and item.start[2] < node[2] < item.end[2]}
 

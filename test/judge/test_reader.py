@@ -762,6 +762,21 @@ class GraphTest(ReplicaTest):
             self.assert_restores(world, index)
         self.assert_not_restorable(world, "--index", "5")
 
+    def test_what_an_ordinary_one_steps_over_is_no_state(self):
+        world = self.world()
+        world.begin_chain(6)
+        world.commit([2])
+        late = world.commit([3])
+        # Its writer goes on from state 2, which it knows to be stored.
+        world.states[late], world.lineage[late] = world.states[2], world.lineage[2]
+        world.changes[late] = {}
+        world.commit([3, 4], write=False)
+        world.put_change_set(late, world.index)
+        self.assert_clean(world)
+        self.assertEqual(self.points(world), [1, 2, world.index])
+        self.assert_not_restorable(world, "--index", str(late))
+        self.assert_restores(world, world.index)
+
     def test_newest_full_backup_first(self):
         world = self.world()
         world.begin_chain(8)
