@@ -1,11 +1,11 @@
-// deadline: 300 s
+// deadline: 400 s
 import { describe, expect, test } from "bun:test";
 import { whyNoAzurite } from "../servers/azurite.ts";
 import { missingForSshd } from "../servers/sshd.ts";
 import { runSeed } from "../support/random.ts";
 import { describeReport, torture } from "./torture.ts";
 
-const TIMEOUT_MS = 140_000;
+const TIMEOUT_MS = 240_000;
 const LACKING: Readonly<Record<string, string | null>> = {
   azure: await whyNoAzurite(),
   sftp: missingForSshd().length > 0 ? "openssh-server is not installed" : null,

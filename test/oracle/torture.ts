@@ -109,7 +109,7 @@ const UNDISTURBED_MS = 3000;
 const LOOK_MARGIN_MS = 1000;
 const SYNC_DEADLINE_MS = 45_000;
 const MIN_LIVE_RESTORES = 6;
-const OVERTIME_MS = 60_000;
+const OVERTIME_MS = 30_000;
 const AT_REST_TIMES = 15;
 /** So many of them the independent reader restores, too. */
 const JUDGED_TIMES = 3;
