@@ -2,6 +2,7 @@ import { type DestinationNews, type Keys, openDestination } from "../config/asse
 import type { BackendConfig, DatabaseConfig } from "../config/types.ts";
 import { PLAINTEXT_SEAL } from "../format/names.ts";
 import { policyOf } from "../replica/maintain.ts";
+import type { TakenAtMirrors } from "../replicator/destinations.ts";
 import { Mirror } from "../replicator/mirror.ts";
 import { statePaths } from "../state/layout.ts";
 import { type MirrorEntry, writeMirrorStatus } from "../state/mirror-status.ts";
@@ -10,6 +11,8 @@ import type { DestinationStatus } from "../state/status.ts";
 import type { Backend } from "../storage/backend.ts";
 import type { Clock } from "../util/clock.ts";
 import { delay } from "../util/delay.ts";
+import { BakeliteError } from "../util/errors.ts";
+import { linkSignals } from "../util/linked-signal.ts";
 import type { Logger } from "../util/logger.ts";
 import { Semaphore } from "../util/semaphore.ts";
 import { formatTimestamp } from "../util/timestamps.ts";
@@ -29,6 +32,8 @@ export interface MirrorSurroundings {
 const SLOTS_PER_LOCATION = 6;
 /** What a mirror that hangs may keep a stop waiting. */
 const STOP_PATIENCE_MS = 4_000;
+/** How long the very first full backup of a database waits for what a mirror holds. */
+const TAKEN_PATIENCE_MS = 10_000;
 
 /** The background mirrors of one database, and the file that tells of them. */
 export class DatabaseMirrors {
@@ -108,6 +113,15 @@ export class DatabaseMirrors {
     for (const mirror of this.#mirrors) mirror.note(key, sizeBytes);
   }
 
+  /** What is stored at the mirrors, for whoever is to begin a new history. Waits for ten seconds at most; rejects when interrupted. */
+  async taken(signal: AbortSignal): Promise<TakenAtMirrors> {
+    const answers = await Promise.all(this.#mirrors.map((mirror) => highestIndexIn(mirror, signal)));
+    return {
+      highestIndex: answers.reduce((highest: number, answer) => Math.max(highest, answer ?? 0), 0),
+      silent: this.#mirrors.filter((_, i) => answers[i] === null).map(({ backend }) => backend.location),
+    };
+  }
+
   /**
    * Fills the mirrors until `stop` is aborted, whenever `mayWrite`, and is then not kept for long by one that hangs. Never rejects.
    */
@@ -135,4 +149,19 @@ export class DatabaseMirrors {
     });
     this.#written = told;
   }
+}
+
+/** null: it does not answer. A call that hangs is left alone. */
+async function highestIndexIn(mirror: Mirror, signal: AbortSignal): Promise<number | null> {
+  const late = new AbortController();
+  const linked = linkSignals(signal, late.signal);
+  const asked = mirror.highestIndex(linked.signal).catch((error: unknown) => {
+    if (error instanceof BakeliteError && error.code !== "internal") return null;
+    throw error;
+  });
+  const answer = await Promise.race([asked, delay(TAKEN_PATIENCE_MS, linked.signal).then(() => null)]);
+  late.abort();
+  linked.unlink();
+  signal.throwIfAborted();
+  return answer;
 }

@@ -36,13 +36,18 @@ export interface SupervisorInputs {
 
 const LEFTOVER_AGE_MS = 24 * 60 * 60 * 1000;
 
-interface Running {
+interface Prepared {
   readonly config: DatabaseConfig;
   readonly replicator: Replicator;
+}
+
+interface Running extends Prepared {
   readonly stop: AbortController;
   readonly ended: Promise<void>;
   /** The last publishing of its status; the next one waits for it. */
   published: Promise<void>;
+  /** Its stop, which a reload and the signal to end may both ask for. */
+  stopped: Promise<void> | null;
 }
 
 /** What a mirror that hangs may keep a stop waiting. */
@@ -67,6 +72,8 @@ export class Supervisor {
   readonly #knownKeyFiles = new Set<string>();
   readonly #startedMs: number;
   #isStopping = false;
+  /** The end of the last reload, however it ended. */
+  #reloading: Promise<void> = Promise.resolve();
   #identity: ProcessIdentity | null = null;
 
   constructor(inputs: SupervisorInputs) {
@@ -124,7 +131,7 @@ export class Supervisor {
   async start(databases: readonly DatabaseConfig[], whenLocked: () => void = () => {}): Promise<void> {
     this.#identity = await readOwnIdentity();
     applyRateLimits(databases);
-    const prepared: { config: DatabaseConfig; replicator: Replicator }[] = [];
+    const prepared: Prepared[] = [];
     try {
       for (const config of databases) {
         const replicator = await this.#build(config);
@@ -178,6 +185,7 @@ export class Supervisor {
     }
     this.#isStopping = true;
     await Promise.all([...this.#running.keys()].map((name) => this.#stop(name)));
+    await this.#reloading;
     await upkeep;
     await Promise.race([mirrorUpkeep, delay(MIRROR_PATIENCE_MS)]);
     this.#watch[Symbol.dispose]();
@@ -188,23 +196,39 @@ export class Supervisor {
    * settings cannot be used, as when its key cannot be read, goes on with its old ones.
    */
   async reload(config: Config, databases: readonly DatabaseConfig[], maxConcurrentSnapshots: number): Promise<void> {
-    const { log } = this.#inputs;
     this.#slots.resize(maxConcurrentSnapshots);
+    const reloading = this.#restartChanged(config, databases);
+    this.#reloading = reloading.catch(() => {});
+    await reloading;
+  }
+
+  async #restartChanged(config: Config, databases: readonly DatabaseConfig[]): Promise<void> {
+    const { log } = this.#inputs;
     // They count at once and restart nothing, so `#buildChanged` leaves them out.
     applyRateLimits(databases);
     const fresh = await this.#buildChanged(databases);
     const wanted = new Set(databases.map(({ name }) => name));
     // All of them, before any is started: two may have changed places.
-    for (const name of [...this.#running.keys()]) if (!wanted.has(name) || fresh.has(name)) await this.#stop(name);
-    // The signal to end may have come meanwhile: what is launched now, nobody would stop.
-    if (this.#isStopping) return;
+    const stoppedBefore: string[] = [];
+    for (const name of [...this.#running.keys()]) {
+      if (wanted.has(name) && !fresh.has(name)) continue;
+      if (!this.#isStopping) stoppedBefore.push(name);
+      await this.#stop(name);
+    }
+    // The signal to end may have come meanwhile: what was committed since the old one was stopped is for the new one to ship.
+    if (this.#isStopping) return await this.#launchToStop(stoppedBefore.flatMap((name) => fresh.get(name) ?? []));
     for (const { config: own, replicator } of fresh.values()) this.#launch(own, replicator);
     log.info("configuration reloaded", { path: config.sourcePath, databases: this.#running.size });
   }
 
+  async #launchToStop(prepared: readonly Prepared[]): Promise<void> {
+    for (const { config, replicator } of prepared) this.#launch(config, replicator);
+    await Promise.all(prepared.map(({ config }) => this.#stop(config.name)));
+  }
+
   /** By name, a replicator for each database that is new or has other settings than the running one. */
   async #buildChanged(databases: readonly DatabaseConfig[]) {
-    const fresh = new Map<string, { readonly config: DatabaseConfig; readonly replicator: Replicator }>();
+    const fresh = new Map<string, Prepared>();
     for (const config of databases) {
       const running = this.#running.get(config.name);
       if (running !== undefined && isDeepStrictEqual(withoutRates(running.config), withoutRates(config))) continue;
@@ -238,6 +262,7 @@ export class Supervisor {
         this.#mirrors.get(replicator)?.run(stop.signal, () => replicator.isLocked),
       ]).then(() => {}),
       published: Promise.resolve(),
+      stopped: null,
     };
     replicator.onChange(() => void this.#publish(running));
     this.#mirrors.get(replicator)?.onChange(() => void this.#publish(running));
@@ -261,6 +286,11 @@ export class Supervisor {
   async #stop(name: string): Promise<void> {
     const running = this.#running.get(name);
     if (running === undefined) return;
+    running.stopped ??= this.#end(running);
+    await running.stopped;
+  }
+
+  async #end(running: Running): Promise<void> {
     running.stop.abort();
     await running.ended;
     // The lock is released below: nothing of ours may write any more, for a `reencrypt` may begin.
@@ -268,7 +298,7 @@ export class Supervisor {
     await Promise.race([this.#mirrorUpkeep.left(running.replicator), delay(MIRROR_PATIENCE_MS)]);
     await this.#publish(running);
     await running.replicator.close();
-    this.#running.delete(name);
+    this.#running.delete(running.config.name);
   }
 
   async #build(config: DatabaseConfig): Promise<Replicator> {
@@ -294,6 +324,7 @@ export class Supervisor {
         })),
         {
           onIncomplete: config.onIncompleteDestination,
+          ...(mirrors !== null && { takenAtMirrors: (signal: AbortSignal) => mirrors.taken(signal) }),
           policy: policyOf(config),
           highestLevel: config.compactionLevelsMs.length,
           clock,

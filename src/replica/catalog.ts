@@ -57,7 +57,7 @@ export interface Catalog {
   readonly fulls: readonly ReplicaObject[];
   /** By level, from 0 to 9; in a level ascending by first, last, then destination. */
   readonly levels: readonly (readonly ReplicaObject[])[];
-  /** Those of all levels, ascending by first. */
+  /** Those of all levels, ascending by first, then level, last, seal and destination. */
   readonly changeSets: readonly ReplicaObject[];
   /** Of each object that has some: the objects at the same destination that differ from it in the seal only. */
   readonly twins: ReadonlyMap<ReplicaObject, readonly ReplicaObject[]>;
@@ -98,6 +98,19 @@ export function keyOfMark(database: string, mark: StoredMark): string {
 /** The marked states, ascending. A mark counts by its name alone: one that cannot be read keeps its state too. */
 export function markedIndexes(catalog: Catalog): readonly number[] {
   return [...new Set(catalog.marks.map(({ index }) => index))];
+}
+
+/** Those that lead between the same states, whatever their seal and destination, together. `objects`: in a catalog's order. */
+export function* copiesIn(objects: Iterable<ReplicaObject>): Generator<readonly ReplicaObject[]> {
+  let copies: ReplicaObject[] = [];
+  for (const object of objects) {
+    if (copies[0] !== undefined && !sameStates(copies[0], object)) {
+      yield copies;
+      copies = [];
+    }
+    copies.push(object);
+  }
+  if (copies.length > 0) yield copies;
 }
 
 /** Whether nothing with a name of ours is stored, `CURRENT` and `manifest` aside. */
@@ -198,14 +211,17 @@ export class CatalogBuilder {
   }
 
   #compare(a: ReplicaObject, b: ReplicaObject): void {
-    const place = { key: keyOf(this.#database, b), destination: b.destination };
     if (a.destination === b.destination) {
-      this.#addAnomaly({ kind: "two-seals", ...place });
+      this.#addAnomaly({ kind: "two-seals", ...this.#placeOf(b) });
       this.#twins.set(a, [...(this.#twins.get(a) ?? []), b]);
       this.#twins.set(b, [...(this.#twins.get(b) ?? []), a]);
     } else if (a.seal === b.seal && a.sizeBytes !== b.sizeBytes) {
-      this.#addAnomaly({ kind: "sizes-differ", ...place });
+      this.#addAnomaly({ kind: "sizes-differ", ...this.#placeOf(b) });
     }
+  }
+
+  #placeOf(object: ReplicaObject): Pick<Anomaly, "key" | "destination"> {
+    return { key: keyOf(this.#database, object), destination: object.destination };
   }
 
   #addAnomaly(anomaly: Anomaly): void {

@@ -1,8 +1,10 @@
 import { PLAINTEXT_SEAL } from "../format/names.ts";
-import type { Catalog, ReplicaObject } from "./catalog.ts";
+import { STEP_LOOKS } from "../util/turns.ts";
+import { type Catalog, copiesIn, type ReplicaObject } from "./catalog.ts";
 import type { Knowledge } from "./facts.ts";
+import { latePuts } from "./late-put.ts";
 import { LineageGraph, type PathPreferences } from "./paths.ts";
-import { planRetention } from "./retention-plan.ts";
+import { planningRetention } from "./retention-plan.ts";
 import type { RetentionPolicy } from "./retention-policy.ts";
 
 /** What decides which objects one destination lacks. */
@@ -45,24 +47,28 @@ export interface FillPlan {
 /**
  * What to copy to one destination from its siblings, so that every restore point that the policy keeps can be restored from it alone.
  * Pure. What it lacks because it was merged there, or because the policy gives it up at either side, is not brought back:
- * a deletion that was cut short at one destination is not undone from another.
+ * a deletion that was cut short at one destination is not undone from another. In steps of which each looks at all objects once or twice at
+ * most: whoever shares a thread gives way in between.
  */
-export function planFill(inputs: FillInputs): FillPlan {
+export function* planningFill(inputs: FillInputs): Generator<void, FillPlan> {
   const { catalog, target, sources, knowledge, preferences } = inputs;
   const isUsable = (object: ReplicaObject) => knowledge(object) !== "unusable";
   const at = new Set([target, ...sources]);
   const objects = [...catalog.fulls, ...catalog.changeSets].filter(({ destination }) => at.has(destination));
-  const graph = new LineageGraph(
-    catalogOf(catalog, target, ({ destination }) => at.has(destination)),
-    knowledge,
-    preferences,
-  );
+  const answering = catalogOf(catalog, target, ({ destination }) => at.has(destination));
+  yield;
+  const graph = yield* LineageGraph.building(answering, knowledge, preferences);
+  yield;
   const forks = new Set(graph.forks);
+  const late = latePuts(forks, answering.changeSets, knowledge);
   // They tell histories apart, also where nothing seems to be missing.
   const unknown = new Set(catalog.fulls.filter((full) => at.has(full.destination) && knowledge(full) === "unknown"));
+  const forked = new Set([...forks].map(({ first }) => first));
+  for (const object of forked.size === 0 ? [] : answering.changeSets)
+    if (forked.has(object.first) && knowledge(object) === "unknown") unknown.add(object);
   const expired = new Set<ReplicaObject>();
   const lacking = () =>
-    findMissing({
+    findingMissing({
       objects,
       target,
       seal: preferences.seal,
@@ -71,33 +77,39 @@ export function planFill(inputs: FillInputs): FillPlan {
       isGone: () => false,
     });
   // The usual case, and what follows takes seconds with 100,000 objects.
-  const isLacking = lacking().candidates.size > 0;
+  const isLacking = (yield* lacking()).candidates.size > 0;
   for (const destination of isLacking ? at : []) {
     const own = catalogOf(catalog, destination, (object) => object.destination === destination);
-    const plan = expiredIn(own, inputs);
+    const plan = yield* expiringIn(own, inputs);
     for (const object of plan.expired) expired.add(object);
     for (const object of plan.unknown) unknown.add(object);
   }
-  const { candidates, blocked } = lacking();
+  const { candidates, blocked } = yield* lacking();
   const taken = new Set(blocked);
-  const found = keepUseful(candidates, {
+  const found = yield* keepingUseful(candidates, {
     target,
     catalog,
     stands: [],
     forks,
     preferences,
     knowledge,
-    expiredIn: (hypothetical) => {
-      const plan = expiredIn(hypothetical, inputs);
+    expiringIn: function* (hypothetical) {
+      const plan = yield* expiringIn(hypothetical, inputs);
       for (const object of plan.unknown) unknown.add(object);
       return plan.expired;
     },
   });
   const newest = graph.restorePoints.at(-1);
+  yield;
   const newestFull = newest === undefined ? undefined : graph.pathTo(newest)?.full.first;
+  yield;
+  const missing = yield* inOrderOfNeed(found.missing, newestFull ?? 0);
+  yield;
   return {
-    missing: found.missing.toSorted((a, b) => compareNeed(a, b, newestFull ?? 0)),
-    forks: [...forks].filter((object) => (object.destination !== target && isUsable(object)) || taken.has(object)),
+    missing,
+    forks: [...forks].filter(
+      (object) => !late.has(object) && ((object.destination !== target && isUsable(object)) || taken.has(object)),
+    ),
     bare: found.bare,
     blocked: blocked.filter((object) => !expired.has(object) && !forks.has(object)),
     unknown: [...unknown],
@@ -113,11 +125,11 @@ export interface Expired {
  * What one destination is going to delete, by its own catalog. Without the grace that protects restores under way: what is deleted
  * in ten minutes is not to be copied now. What a failed verify or a refused pass keeps is kept for the sake of caution only.
  */
-export function expiredIn(
+export function* expiringIn(
   catalog: Catalog,
   { preferences, policy, marks, nowMs, knowledge }: Omit<FillInputs, "catalog" | "target" | "sources">,
-): Expired {
-  const plan = planRetention({
+): Generator<void, Expired> {
+  const plan = yield* planningRetention({
     catalog,
     knowledge,
     preferences,
@@ -146,7 +158,7 @@ export function catalogOf(catalog: Catalog, destination: number, accept: (object
 }
 
 export interface Lacking {
-  /** At destinations that answer. */
+  /** At destinations that answer, in a catalog's order. */
   readonly objects: Iterable<ReplicaObject>;
   readonly target: number;
   /** That of the configured key. */
@@ -158,15 +170,26 @@ export interface Lacking {
   readonly isGone: (object: ReplicaObject) => boolean;
 }
 
-/** What the target has no sound copy of, under whichever seal: the first source of each, with all of them. */
-export function findMissing({ objects, target, seal, isSound, isExpired, isGone }: Lacking): {
+export interface LackingThere {
   readonly candidates: ReadonlyMap<ReplicaObject, readonly ReplicaObject[]>;
   readonly blocked: readonly ReplicaObject[];
-} {
+}
+
+/** What the target has no sound copy of, under whichever seal: the first source of each, with all of them. */
+export function* findingMissing({
+  objects,
+  target,
+  seal,
+  isSound,
+  isExpired,
+  isGone,
+}: Lacking): Generator<void, LackingThere> {
   const candidates = new Map<ReplicaObject, readonly ReplicaObject[]>();
   const blocked: ReplicaObject[] = [];
   const rank = (object: ReplicaObject) => (object.seal === seal ? 0 : 1);
-  for (const copies of Map.groupBy(objects, statesOf).values()) {
+  let count = 0;
+  for (const copies of copiesIn(objects)) {
+    if (++count % STEP_LOOKS === 0) yield;
     const sound = copies.filter(isSound).sort((a, b) => rank(a) - rank(b) || a.destination - b.destination);
     // One that is being given up counts as there: it was there, and is not to come back.
     if (sound.some((copy) => copy.destination === target)) continue;
@@ -193,14 +216,14 @@ export interface Hypothesis {
   readonly forks: ReadonlySet<ReplicaObject>;
   readonly preferences: PathPreferences;
   readonly knowledge: (object: ReplicaObject) => Knowledge;
-  readonly expiredIn: (catalog: Catalog) => readonly ReplicaObject[];
+  readonly expiringIn: (catalog: Catalog) => Generator<void, readonly ReplicaObject[]>;
 }
 
 /** Of the candidates those that a target that had them all would keep, and that would lead to a restore point there. */
-export function keepUseful(
-  candidates: ReadonlyMap<ReplicaObject, readonly ReplicaObject[]>,
+export function* keepingUseful(
+  candidates: LackingThere["candidates"],
   hypothesis: Hypothesis,
-): { readonly missing: readonly Missing[]; readonly bare: readonly ReplicaObject[] } {
+): Generator<void, { readonly missing: readonly Missing[]; readonly bare: readonly ReplicaObject[] }> {
   if (candidates.size === 0) return { missing: [], bare: [] };
   const { target, catalog, forks, preferences, knowledge } = hypothesis;
   const stands = new Set([...candidates.keys(), ...hypothesis.stands]);
@@ -209,9 +232,12 @@ export function keepUseful(
     target,
     (object) => (object.destination === target || stands.has(object)) && !forks.has(object),
   );
-  const doomed = new Set(hypothesis.expiredIn(complete));
+  yield;
+  const doomed = new Set(yield* hypothesis.expiringIn(complete));
+  yield;
   const known = (object: ReplicaObject) => (doomed.has(object) ? "unusable" : knowledge(object));
-  const graph = new LineageGraph(complete, known, preferences);
+  const graph = yield* LineageGraph.building(complete, known, preferences);
+  yield;
   const useless = new Set([...graph.unreached, ...graph.forks]);
   const missing: Missing[] = [];
   const bare: ReplicaObject[] = [];
@@ -230,18 +256,31 @@ export function statesOf({ kind, level, first, last }: ReplicaObject): string {
 }
 
 /** The newest full backup, what follows it ascending, and then history backwards. */
-function compareNeed(a: Missing, b: Missing, newestFull: number): number {
-  const [left, right] = [a.sources[0], b.sources[0]];
-  if (left === undefined || right === undefined) return 0;
-  const [leftRank, rightRank] = [rankOf(left, newestFull), rankOf(right, newestFull)];
-  if (leftRank !== rightRank) return leftRank - rightRank;
-  if (leftRank < HISTORY) return left.first - right.first || right.last - left.last;
-  return right.last - left.last || (left.kind === "full" ? 1 : 0) - (right.kind === "full" ? 1 : 0);
+function* inOrderOfNeed(missing: readonly Missing[], newestFull: number): Generator<void, readonly Missing[]> {
+  const newest: Needed[] = [];
+  const following: Needed[] = [];
+  const history: Needed[] = [];
+  for (const one of missing) {
+    const [object] = one.sources;
+    if (object === undefined) continue;
+    const { kind, first, last } = object;
+    const group = kind === "full" && first === newestFull ? newest : last > newestFull ? following : history;
+    group.push({ one, object });
+  }
+  yield;
+  following.sort(({ object: a }, { object: b }) => a.first - b.first || b.last - a.last);
+  yield;
+  history.sort(({ object: a }, { object: b }) => b.last - a.last || kindOrder(a) - kindOrder(b));
+  yield;
+  return [...newest, ...following, ...history].map(({ one }) => one);
 }
 
-const HISTORY = 2;
+interface Needed {
+  readonly one: Missing;
+  readonly object: ReplicaObject;
+}
 
-function rankOf({ kind, first, last }: ReplicaObject, newestFull: number): number {
-  if (kind === "full" && first === newestFull) return 0;
-  return last > newestFull ? 1 : HISTORY;
+/** Of what ends at one state, change-sets come before the full backup. */
+function kindOrder({ kind }: ReplicaObject): number {
+  return kind === "full" ? 1 : 0;
 }

@@ -1,18 +1,22 @@
 import type { ReplicaObject } from "./catalog.ts";
-import type { ObjectFacts } from "./facts.ts";
+import type { Knowledge, ObjectFacts } from "./facts.ts";
 
 /**
  * Which of `forks`, of objects off the replica's history, come of nobody else: a daemon that is killed may leave a put on its way, which
  * arrives when the next one no longer looks for it. That one has stepped over it from the same state, as only those do that know of it; and
- * nothing goes on from it, as another writer would. `factsOf`: null where nothing is known.
+ * nothing goes on from it, as another writer would.
  */
 export function latePuts(
   forks: ReadonlySet<ReplicaObject>,
   changeSets: readonly ReplicaObject[],
-  factsOf: (object: ReplicaObject) => ObjectFacts | null,
+  knowledge: (object: ReplicaObject) => Knowledge | null,
 ): ReadonlySet<ReplicaObject> {
   const late = new Set<ReplicaObject>();
   if (forks.size === 0) return late;
+  const factsOf = (object: ReplicaObject): ObjectFacts | null => {
+    const known = knowledge(object);
+    return typeof known === "object" ? known : null;
+  };
   const wide = Map.groupBy(
     changeSets.filter((object) => object.first < object.last && !forks.has(object)),
     ({ first }) => first,

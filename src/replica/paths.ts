@@ -1,4 +1,5 @@
 import { assert, BakeliteError } from "../util/errors.ts";
+import { atOnce, STEP_LOOKS } from "../util/turns.ts";
 import { upperBound } from "../util/upper-bound.ts";
 import type { Catalog, ReplicaObject } from "./catalog.ts";
 import type { Knowledge, ObjectFacts } from "./facts.ts";
@@ -29,6 +30,8 @@ const FORK = 2;
 /** Only while a walk marks where it has been. */
 const REACHED = 3;
 
+type KnowledgeOf = (object: ReplicaObject) => Knowledge;
+
 /**
  * Every state that the stored objects lead to from a full backup, and how (docs/storage-format.md section 8). Pure, and
  * optimistic: an object that nothing is known of is taken to fit by its name, and to be settled at its last index, so
@@ -45,21 +48,27 @@ export class LineageGraph {
   readonly #preferences: PathPreferences;
   #search: PathSearch | null = null;
 
-  constructor(catalog: Catalog, knowledge: (object: ReplicaObject) => Knowledge, preferences: PathPreferences) {
+  /** `built` is for `building` only. */
+  constructor(
+    catalog: Catalog,
+    knowledge: KnowledgeOf,
+    preferences: PathPreferences,
+    built: BuiltStates = atOnce(buildStates(catalog, knowledge, preferences)),
+  ) {
     this.#preferences = preferences;
-    const states = new StateTable(catalog);
-    this.#states = states;
-    placeFulls(states, catalog, knowledge);
-    this.unreached = placeChangeSets(states, catalog, knowledge);
-    states.sort();
-    tellForks(states, preferences);
-    const points: number[] = [];
-    for (let position = 0; position < states.nodeCount; position++) {
-      const node = states.nodeAt(position);
-      const index = states.indexOf(node);
-      if (states.isRestorePoint(node) && points.at(-1) !== index) points.push(index);
-    }
-    this.restorePoints = points;
+    this.#states = built.states;
+    this.unreached = built.unreached;
+    this.restorePoints = built.restorePoints;
+  }
+
+  /** As the constructor, in steps of a few milliseconds for 100,000 objects: whoever shares a thread gives way in between. */
+  static *building(
+    catalog: Catalog,
+    knowledge: KnowledgeOf,
+    preferences: PathPreferences,
+  ): Generator<void, LineageGraph> {
+    const built = yield* buildStates(catalog, knowledge, preferences);
+    return new LineageGraph(catalog, knowledge, preferences, built);
   }
 
   /** The newest state of all, restore point or not, or null. */
@@ -166,6 +175,34 @@ export class LineageGraph {
 /** 1 for an object under another seal than the configured one. */
 function foreignness(object: ReplicaObject, seal: string): number {
   return object.seal === seal ? 0 : 1;
+}
+
+interface BuiltStates {
+  readonly states: StateTable;
+  readonly unreached: readonly ReplicaObject[];
+  readonly restorePoints: readonly number[];
+}
+
+function* buildStates(
+  catalog: Catalog,
+  knowledge: KnowledgeOf,
+  preferences: PathPreferences,
+): Generator<void, BuiltStates> {
+  const states = new StateTable(catalog);
+  yield;
+  placeFulls(states, catalog, knowledge);
+  const unreached = yield* placeChangeSets(states, catalog, knowledge);
+  states.sort();
+  yield;
+  yield* tellForks(states, preferences);
+  const restorePoints: number[] = [];
+  for (let position = 0; position < states.nodeCount; position++) {
+    const node = states.nodeAt(position);
+    const index = states.indexOf(node);
+    if (states.isRestorePoint(node) && restorePoints.at(-1) !== index) restorePoints.push(index);
+    if (position % STEP_LOOKS === 0) yield;
+  }
+  return { states, unreached, restorePoints };
 }
 
 /** How a state is reached: by a change-set from another state, or by a full backup from none. */
@@ -448,7 +485,7 @@ function distinct(sorted: Float64Array): Float64Array {
   return sorted.subarray(0, count);
 }
 
-function placeFulls(states: StateTable, catalog: Catalog, knowledge: (object: ReplicaObject) => Knowledge): void {
+function placeFulls(states: StateTable, catalog: Catalog, knowledge: KnowledgeOf): void {
   for (const object of catalog.fulls) {
     const known = knowledge(object);
     if (known === "unusable") continue;
@@ -459,13 +496,15 @@ function placeFulls(states: StateTable, catalog: Catalog, knowledge: (object: Re
 }
 
 /** Ascending by first: whatever leads to the state before a change-set has been placed when its turn comes. */
-function placeChangeSets(
+function* placeChangeSets(
   states: StateTable,
   catalog: Catalog,
-  knowledge: (object: ReplicaObject) => Knowledge,
-): readonly ReplicaObject[] {
+  knowledge: KnowledgeOf,
+): Generator<void, readonly ReplicaObject[]> {
   const unreached: ReplicaObject[] = [];
+  let count = 0;
   for (const object of catalog.changeSets) {
+    if (++count % STEP_LOOKS === 0) yield;
     const known = knowledge(object);
     if (known === "unusable") continue;
     const facts = known === "unknown" ? null : known;
@@ -497,15 +536,19 @@ function agree(a: string | null, b: string | null): boolean {
  * earlier chains, and what stands before a gap. A state is a fork if a kept state has its index and another lineage, or
  * if a kept change-set that was not compacted steps over it; and what only forks lead to is one too.
  */
-function tellForks(states: StateTable, preferences: PathPreferences): void {
+function* tellForks(states: StateTable, preferences: PathPreferences): Generator<void, void> {
   const kept = new KeptStates(states);
+  let count = 0;
   for (const tip of tipsFirst(states, preferences)) {
-    for (const node of states.undecidedAncestors(tip))
+    for (const node of states.undecidedAncestors(tip)) {
       if (!isLedTo(states, node) || kept.exclude(node)) states.setStanding(node, FORK);
+      if (++count % STEP_LOOKS === 0) yield;
+    }
     // None when the tip itself has turned out to be a fork.
     for (const node of states.undecidedAncestors(tip)) {
       states.setStanding(node, KEPT);
       kept.add(node);
+      if (++count % STEP_LOOKS === 0) yield;
     }
   }
 }

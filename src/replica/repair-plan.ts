@@ -1,6 +1,8 @@
+import { atOnce } from "../util/turns.ts";
 import { type Catalog, keyBelow, type ReplicaObject } from "./catalog.ts";
 import type { ObjectFacts } from "./facts.ts";
-import { catalogOf, expiredIn, findMissing, keepUseful, statesOf } from "./fill.ts";
+import { catalogOf, expiringIn, findingMissing, keepingUseful, statesOf } from "./fill.ts";
+import { latePuts } from "./late-put.ts";
 import { LineageGraph, type PathPreferences } from "./paths.ts";
 import type { Verdict } from "./repair-scan.ts";
 import type { RetentionPolicy } from "./retention-policy.ts";
@@ -94,7 +96,9 @@ class RepairPlanner {
   plan(): RepairPlan {
     const healings: Healing[] = [];
     const lost: ReplicaObject[] = [];
+    const late = latePuts(this.#forks, this.#inputs.catalog.changeSets, (object) => this.#factsOf(object));
     for (const object of this.#objects) {
+      if (late.has(object)) continue;
       const verdict = this.#inputs.verdictOf(object);
       if (this.#forks.has(object)) this.#trouble("fork", object);
       else if (verdict?.kind === "damaged") {
@@ -239,18 +243,19 @@ class RepairPlanner {
     for (let destination = 0; destination < destinationCount; destination++) {
       if (isDown(destination)) continue;
       const own = catalogOf(catalog, destination, (object) => object.destination === destination);
-      for (const object of this.#expiredIn(own)) expired.add(object);
+      for (const object of atOnce(this.#expiringIn(own))) expired.add(object);
     }
     return expired;
   }
 
-  #expiredIn(catalog: Catalog): readonly ReplicaObject[] {
-    return expiredIn(catalog, { ...this.#inputs, knowledge: (object) => this.#factsOf(object) ?? "unusable" }).expired;
+  *#expiringIn(catalog: Catalog): Generator<void, readonly ReplicaObject[]> {
+    const knowledge = (object: ReplicaObject) => this.#factsOf(object) ?? "unusable";
+    return (yield* expiringIn(catalog, { ...this.#inputs, knowledge })).expired;
   }
 
   #findMissing(target: number, expired: ReadonlySet<ReplicaObject>, replaced: readonly Healing[]): readonly Healing[] {
     const frontier = this.#ownHistoryFrom(target);
-    const { candidates } = findMissing({
+    const lacking = findingMissing({
       objects: this.#objects.filter(({ last }) => last < frontier),
       target,
       seal: this.#inputs.preferences.seal,
@@ -258,15 +263,16 @@ class RepairPlanner {
       isExpired: (object) => expired.has(object),
       isGone: (object) => this.#inputs.verdictOf(object)?.kind === "gone",
     });
-    const { missing, bare } = keepUseful(candidates, {
+    const useful = keepingUseful(atOnce(lacking).candidates, {
       target,
       catalog: this.#inputs.catalog,
       stands: replaced.flatMap(({ destination, sources }) => (destination === target ? sources.slice(0, 1) : [])),
       forks: this.#forks,
       preferences: this.#inputs.preferences,
       knowledge: (object) => this.#factsOf(object) ?? "unusable",
-      expiredIn: (catalog) => this.#expiredIn(catalog),
+      expiringIn: (catalog) => this.#expiringIn(catalog),
     });
+    const { missing, bare } = atOnce(useful);
     for (const object of bare) this.#trouble("plaintext", object);
     return missing.map(({ sources }) => ({ action: "add", destination: target, damaged: null, sources }));
   }

@@ -8,14 +8,17 @@ import { Spans } from "./spans.ts";
 /**
  * What deleting `doomed` would take away although the policy promises it, as a sentence; null when nothing. It knows nothing of how
  * the plan was made: it compares the states that can be restored with and without `doomed`, and the ages of what goes with the
- * policy, so that a mistake in the plan costs a deletion rather than data. `before` is the graph with everything.
+ * policy, so that a mistake in the plan costs a deletion rather than data. `before` is the graph with everything. In steps, as `planningRetention`.
  */
-export function findLoss(
+export function* findingLoss(
   inputs: RetentionInputs,
   before: LineageGraph,
   doomed: ReadonlySet<ReplicaObject>,
-): string | null {
-  return new LossSearch(inputs, before, doomed).find();
+): Generator<void, string | null> {
+  const known = (object: ReplicaObject) => (doomed.has(object) ? "unusable" : inputs.knowledge(object));
+  const after = yield* LineageGraph.building(inputs.catalog, known, inputs.preferences);
+  yield;
+  return yield* new LossSearch(inputs, { before, after }, doomed).find();
 }
 
 class LossSearch {
@@ -26,34 +29,46 @@ class LossSearch {
   readonly #kept: ReadonlySet<number>;
   readonly #clock: RetentionClock;
 
-  constructor(inputs: RetentionInputs, before: LineageGraph, doomed: ReadonlySet<ReplicaObject>) {
+  constructor(
+    inputs: RetentionInputs,
+    { before, after }: { readonly before: LineageGraph; readonly after: LineageGraph },
+    doomed: ReadonlySet<ReplicaObject>,
+  ) {
     this.#inputs = inputs;
     this.#before = before;
     this.#doomed = doomed;
-    this.#after = new LineageGraph(
-      inputs.catalog,
-      (object) => (doomed.has(object) ? "unusable" : inputs.knowledge(object)),
-      inputs.preferences,
-    );
+    this.#after = after;
     this.#kept = new Set(this.#after.restorePoints);
     this.#clock = new RetentionClock(inputs.catalog, inputs.nowMs);
   }
 
-  find(): string | null {
+  *find(): Generator<void, string | null> {
     const newest = this.#before.restorePoints.at(-1);
     if (newest !== undefined && !this.#kept.has(newest)) return lost(newest, "the newest restore point");
     const mark = this.#inputs.marks.find((one) => this.#before.isRestorePoint(one) && !this.#kept.has(one));
     if (mark !== undefined) return lost(mark, "a marked moment");
+    yield;
     const stranded = this.#strandedFull();
     if (stranded !== null) return `full backup ${stranded.first} would lead nowhere`;
-    return this.#lostRecent() ?? this.#lostYoung() ?? this.#lostPoint();
+    for (const look of [this.#lostRecent, this.#lostYoung, this.#lostPoint]) {
+      yield;
+      const found = look.call(this);
+      if (found !== null) return found;
+    }
+    return null;
   }
 
   /** A full backup that stays, not as history, and from which a change-set leads on now, but not then. */
   #strandedFull(): ReplicaObject | null {
-    const { catalog } = this.#inputs;
-    const starts = new Set(this.#survivors().map(({ first }) => first));
-    const startsNow = new Set(this.#usable().map(({ first }) => first));
+    const { catalog, knowledge } = this.#inputs;
+    const followers = new Set(catalog.fulls.map(({ first }) => first + 1));
+    const startsNow = new Set<number>();
+    const starts = new Set<number>();
+    for (const object of catalog.changeSets) {
+      if (!followers.has(object.first) || knowledge(object) === "unusable") continue;
+      startsNow.add(object.first);
+      if (!this.#doomed.has(object)) starts.add(object.first);
+    }
     const isStranded = (full: ReplicaObject) => startsNow.has(full.first + 1) && !starts.has(full.first + 1);
     const end = this.#historyEnd();
     return catalog.fulls.find((full) => full.first >= end && !this.#doomed.has(full) && isStranded(full)) ?? null;

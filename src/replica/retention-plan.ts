@@ -1,9 +1,10 @@
+import { atOnce, STEP_LOOKS } from "../util/turns.ts";
 import { keyBelow, type ReplicaObject } from "./catalog.ts";
 import { firstOfRecent } from "./compaction-plan.ts";
 import type { ObjectFacts } from "./facts.ts";
 import { LineageGraph, type StatePath } from "./paths.ts";
 import { RetentionClock } from "./retention-clock.ts";
-import { findLoss } from "./retention-loss.ts";
+import { findingLoss } from "./retention-loss.ts";
 import { keepBesideMs, type RetentionInputs } from "./retention-policy.ts";
 import { Spans } from "./spans.ts";
 import { StandIns } from "./stand-ins.ts";
@@ -51,16 +52,14 @@ const GRACE_MS = 10 * 60_000;
  * the stamps, whichever makes things younger, so that no single wrong clock makes anything look old.
  */
 export function planRetention(inputs: RetentionInputs): RetentionPlan {
-  const steps = planningRetention(inputs);
-  for (;;) {
-    const step = steps.next();
-    if (step.done === true) return step.value;
-  }
+  return atOnce(planningRetention(inputs));
 }
 
-/** As `planRetention`, in steps of which the longest make one graph of all objects: whoever shares a thread gives way in between. */
-export function planningRetention(inputs: RetentionInputs): Generator<void, RetentionPlan> {
-  return new RetentionPlanner(inputs).plan();
+/** As `planRetention`, in steps of which each looks at all objects once or twice at most: whoever shares a thread gives way in between. */
+export function* planningRetention(inputs: RetentionInputs): Generator<void, RetentionPlan> {
+  const graph = yield* LineageGraph.building(inputs.catalog, inputs.knowledge, inputs.preferences);
+  yield;
+  return yield* new RetentionPlanner(inputs, graph).plan();
 }
 
 /** Why the floor is where it is. */
@@ -83,18 +82,19 @@ class RetentionPlanner {
   /** Everything that marks keep. */
   readonly #marked: ReadonlySet<ReplicaObject>;
 
-  constructor(inputs: RetentionInputs) {
+  /** `graph`: of everything. */
+  constructor(inputs: RetentionInputs, graph: LineageGraph) {
     this.#inputs = inputs;
     this.#clock = new RetentionClock(inputs.catalog, inputs.nowMs);
     this.#graceMs = inputs.policy.graceMs ?? GRACE_MS;
-    this.#graph = this.#graphWithout(new Set());
-    this.#forks = new Set(this.#graph.forks);
+    this.#graph = graph;
+    this.#forks = new Set(graph.forks);
     this.#spans = new Spans(this.#usableChangeSets());
     this.#recentFirst = firstOfRecent({ catalog: inputs.catalog, keepRecent: inputs.policy.keepRecent });
     this.#marked = this.#findMarked();
     for (const full of inputs.catalog.fulls) if (inputs.knowledge(full) === "unknown") this.#unknown.add(full);
     // Where two lineages meet, what follows tells which of them is ours.
-    const { contested } = this.#graph;
+    const { contested } = graph;
     if (contested.size > 0)
       for (const object of inputs.catalog.changeSets)
         if (contested.has(object.first - 1) && inputs.knowledge(object) === "unknown") this.#unknown.add(object);
@@ -110,15 +110,17 @@ class RetentionPlanner {
 
     const merged = yield* this.#findMerged();
     yield;
-    const afterMerging = merged.size === 0 ? this.#graph : this.#graphWithout(new Set(merged.keys()));
+    const afterMerging = merged.size === 0 ? this.#graph : yield* this.#graphWithout(merged);
     yield;
-    const { floors, unmet } = this.#chooseFloors(afterMerging, newest, merged);
+    const { floors, unmet } = yield* this.#chooseFloors(afterMerging, newest, merged);
     yield;
-    const expired = this.#collect(merged, floors);
+    const expired = yield* this.#collect(merged, floors);
     const isIdle = expired.length === 0;
     const doomed = new Set(expired.map(({ object }) => object));
     yield;
-    const refused = isIdle ? null : (this.#whyFrozen(doomed) ?? findLoss(this.#inputs, this.#graph, doomed));
+    const refused = isIdle
+      ? null
+      : (this.#whyFrozen(doomed) ?? (yield* findingLoss(this.#inputs, this.#graph, doomed)));
     yield;
     const floor = floors.at(-1)?.full ?? null;
     return {
@@ -143,9 +145,10 @@ class RetentionPlanner {
     return stays ? frozen : null;
   }
 
-  #graphWithout(gone: ReadonlySet<ReplicaObject>): LineageGraph {
+  *#graphWithout(gone: ReadonlyMap<ReplicaObject, unknown>): Generator<void, LineageGraph> {
     const { catalog, knowledge, preferences } = this.#inputs;
-    return new LineageGraph(catalog, (object) => (gone.has(object) ? "unusable" : knowledge(object)), preferences);
+    const known = (object: ReplicaObject) => (gone.has(object) ? "unusable" : knowledge(object));
+    return yield* LineageGraph.building(catalog, known, preferences);
   }
 
   /** The full backup of each marked moment, and the change-sets from there to it; where it cannot be restored, those that it may need. */
@@ -167,10 +170,11 @@ class RetentionPlanner {
     const { catalog, knowledge, marks } = this.#inputs;
     const merged = new Map<ReplicaObject, ReplicaObject>();
     const usable = this.#usableChangeSets();
+    yield;
     const cuts = [...catalog.fulls.map(({ first }) => first), ...marks];
     const standIns = new StandIns({
       changeSets: usable,
-      forks: this.#graph.forks,
+      forks: [...this.#forks],
       fulls: catalog.fulls,
       knowledge,
       cuts,
@@ -211,15 +215,15 @@ class RetentionPlanner {
   }
 
   /** The full backups that the policy's parts go back to, each newer than the one before; what is older than the last goes. */
-  #chooseFloors(
+  *#chooseFloors(
     graph: LineageGraph,
     newest: number,
     merged: ReadonlyMap<ReplicaObject, ReplicaObject>,
-  ): { readonly floors: readonly Floor[]; readonly unmet: readonly UnmetLimit[] } {
+  ): Generator<void, { readonly floors: readonly Floor[]; readonly unmet: readonly UnmetLimit[] }> {
     const { policy } = this.#inputs;
     const newestFull = graph.pathTo(newest)?.full;
     if (newestFull === undefined) return { floors: [], unmet: [] };
-    const promised = policy.retentionMs === 0 ? null : this.#promisedFull(graph);
+    const promised = policy.retentionMs === 0 ? null : yield* this.#promisedFull(graph);
     const floors: Floor[] = promised === null ? [] : [{ full: promised, reason: "retention" }];
     // No limit goes above what retention promises; without a promise, not above the newest full backup that can be used.
     const highest = policy.retentionMs === 0 ? newestFull : promised;
@@ -232,7 +236,7 @@ class RetentionPlanner {
     if (policy.maxBackups > 0) {
       const indexes = [...new Set(this.#inputs.catalog.fulls.map(({ first }) => first))];
       const wanted = indexes.at(-policy.maxBackups) ?? indexes[0] ?? 0;
-      raise(this.#newestFloor(graph, usable, wanted), "max_backups");
+      raise(yield* this.#newestFloor(graph, usable, wanted), "max_backups");
       const remaining = new Set(
         this.#inputs.catalog.fulls.filter((full) => !this.#isHistory(full, floors)).map(({ first }) => first),
       ).size;
@@ -242,6 +246,7 @@ class RetentionPlanner {
       const sizes = this.#sizesByFloor(merged);
       const bytesLeft = () => sizes.leftAbove(floors.at(-1)?.full.first ?? 0);
       for (const full of usable) {
+        yield;
         if (bytesLeft() <= policy.maxTotalSizeBytes) break;
         if (this.#leadsOn(graph, full)) raise(full, "max_total_size");
       }
@@ -253,7 +258,7 @@ class RetentionPlanner {
   }
 
   /** What serves the newest restore point that was stored and committed `retention` or longer ago; null when none was. */
-  #promisedFull(graph: LineageGraph): ReplicaObject | null {
+  *#promisedFull(graph: LineageGraph): Generator<void, ReplicaObject | null> {
     const { catalog, policy } = this.#inputs;
     const times = this.#clock.storedTimes(catalog);
     const isStoredLong = (index: number) => {
@@ -262,6 +267,7 @@ class RetentionPlanner {
     };
     let point = graph.restorePoints.findLast(isStoredLong);
     while (point !== undefined) {
+      yield;
       const full = graph.pathTo(point)?.full;
       if (full === undefined || !this.#hasHistoryBelow(full)) return null;
       const isFloor = this.#mayBeFloor(full) && this.#isCommittedLong(graph, point) && this.#isProven(graph, point);
@@ -317,8 +323,17 @@ class RetentionPlanner {
   }
 
   /** The newest full backup up to `wanted` that a limit may cut the history at. */
-  #newestFloor(graph: LineageGraph, usable: readonly ReplicaObject[], wanted: number): ReplicaObject | undefined {
-    return usable.findLast((full) => full.first <= wanted && this.#leadsOn(graph, full));
+  *#newestFloor(
+    graph: LineageGraph,
+    usable: readonly ReplicaObject[],
+    wanted: number,
+  ): Generator<void, ReplicaObject | undefined> {
+    for (const full of usable.toReversed()) {
+      if (full.first > wanted) continue;
+      yield;
+      if (this.#leadsOn(graph, full)) return full;
+    }
+    return undefined;
   }
 
   /** Whether a state is certain to be restorable from this full backup. */
@@ -371,10 +386,15 @@ class RetentionPlanner {
     return new SizesByFloor(sizes);
   }
 
-  #collect(merged: ReadonlyMap<ReplicaObject, ReplicaObject>, floors: readonly Floor[]): readonly Expiry[] {
+  *#collect(
+    merged: ReadonlyMap<ReplicaObject, ReplicaObject>,
+    floors: readonly Floor[],
+  ): Generator<void, readonly Expiry[]> {
     const { fulls, changeSets } = this.#inputs.catalog;
     const expired: Expiry[] = [];
+    let count = 0;
     for (const object of [...changeSets, ...fulls]) {
+      if (++count % STEP_LOOKS === 0) yield;
       const supersededBy = merged.get(object) ?? null;
       if (this.#isHistory(object, floors)) {
         // The first of the floors that it lies below: the mildest rule that takes it.
@@ -384,6 +404,7 @@ class RetentionPlanner {
         expired.push({ object, reason: "merged", supersededBy });
       }
     }
+    yield;
     return expired.sort(inDeletionOrder);
   }
 

@@ -35,7 +35,7 @@ export interface Adoption {
 }
 
 /** So many indexes may be taken by objects that are out of sight: the first change-set steps over them all. */
-const OUT_OF_SIGHT = 65_535;
+export const OUT_OF_SIGHT = 65_535;
 
 /** A newest object younger than this, by the destination's clock, may have been written by a daemon that lives. */
 const LIVING_WRITER_MS = 10 * 60 * 1000;

@@ -6,14 +6,13 @@ import { copyObject } from "../replica/fill-copy.ts";
 import type { RetentionPolicy } from "../replica/retention-policy.ts";
 import { type Backend, type ByteSource, bytesSource } from "../storage/backend.ts";
 import { type Clock, systemClock } from "../util/clock.ts";
-import { delay } from "../util/delay.ts";
 import { BakeliteError, describeError } from "../util/errors.ts";
-import { linkSignals } from "../util/linked-signal.ts";
 import { type Logger, silentLogger } from "../util/logger.ts";
-import { Wakeup } from "../util/wakeup.ts";
+import { isMemberFailure } from "./destination-failure.ts";
 import { type EncodedObject, FOOTER_BYTES, type StoredBytes } from "./encoded-object.ts";
 import { FanOut } from "./fan-out.ts";
 import { type Destination, Member } from "./member.ts";
+import { type Round, Rounds } from "./rounds.ts";
 
 /** What becomes of a destination that lacks what another one has: `on_incomplete_destination` in the config. */
 export type OnIncomplete = "backfill" | "refuse" | "warn";
@@ -43,8 +42,18 @@ const TIMES: DestinationTimes = {
   retryBaseMs: 1000,
 };
 
+/** What mirrors hold, which the replicator does not see. */
+export interface TakenAtMirrors {
+  /** The highest index that any object at those that answer has; 0: none. */
+  readonly highestIndex: number;
+  /** Locations of those that do not answer. */
+  readonly silent: readonly string[];
+}
+
 export interface DestinationsOptions {
   readonly onIncomplete?: OnIncomplete;
+  /** Asks the mirrors, for some seconds at most; not given: there are none. Rejects only when interrupted. */
+  readonly takenAtMirrors?: (signal: AbortSignal) => Promise<TakenAtMirrors>;
   /** What need not be copied to a destination that is filled; not given: everything is. */
   readonly policy?: RetentionPolicy;
   /** The highest level of compaction; 0 without compaction. */
@@ -54,9 +63,6 @@ export interface DestinationsOptions {
   readonly log?: Logger;
 }
 
-/** What a call that cannot be ended may keep a stop waiting. */
-const SETTLE_MS = 5000;
-
 const KEEP_ALL: RetentionPolicy = {
   mergedKeepMs: [],
   keepRecent: 0,
@@ -64,18 +70,6 @@ const KEEP_ALL: RetentionPolicy = {
   maxBackups: 0,
   maxTotalSizeBytes: 0,
 };
-
-/** How one round of calls to the destinations is judged. */
-interface Round {
-  readonly patienceMs: number;
-  readonly signal: AbortSignal;
-  /** The caller can have it done again from the start, by others. */
-  readonly isRepeatable: boolean;
-  /** It shows that the destination takes what it is given. */
-  readonly isPut: boolean;
-  /** Called for each destination that failed, or that is not waited for any longer, when another one did not. */
-  readonly leaveOut: (member: Member, error: unknown) => void;
-}
 
 /**
  * Stores objects at the lock-step destinations of one database. An object is stored once a destination that holds the whole
@@ -88,6 +82,7 @@ export class Destinations {
   readonly times: DestinationTimes;
   readonly policy: RetentionPolicy;
   readonly highestLevel: number;
+  readonly takenAtMirrors: (signal: AbortSignal) => Promise<TakenAtMirrors>;
   readonly #database: string;
   readonly #members: readonly Member[];
   readonly #clock: Clock;
@@ -97,11 +92,7 @@ export class Destinations {
   #onChange: () => void = () => {};
   /** The newest state that is stored or on its way. */
   #position: () => number = () => 0;
-  /** Ends what is under way and not waited for. */
-  #life = new AbortController();
-  /** Of the rounds that are under way: woken when a destination's standing is another. */
-  readonly #rounds = new Set<Wakeup>();
-  #fatal: { readonly error: unknown } | null = null;
+  readonly #rounds: Rounds;
 
   constructor(database: string, all: readonly Destination[], options: DestinationsOptions = {}) {
     const { onIncomplete = "backfill", times = {}, clock = systemClock, log = silentLogger } = options;
@@ -109,11 +100,18 @@ export class Destinations {
     this.onIncomplete = onIncomplete;
     this.policy = options.policy ?? KEEP_ALL;
     this.highestLevel = options.highestLevel ?? 0;
+    this.takenAtMirrors = options.takenAtMirrors ?? (async () => ({ highestIndex: 0, silent: [] }));
     this.times = { ...TIMES, ...times };
     this.#clock = clock;
     this.#log = log;
     const changed = () => this.#changed();
     this.#members = all.map((destination) => new Member(destination, () => clock.nowMs(), changed));
+    this.#rounds = new Rounds({
+      all: this.#members,
+      isStrict: this.isStrict,
+      isFilled: onIncomplete !== "warn",
+      clock,
+    });
     if (all.length === 0) throw new BakeliteError("internal", "a database has at least one destination");
   }
 
@@ -145,11 +143,7 @@ export class Destinations {
 
   /** Ends all puts that nobody waits for, and resolves when they have ended: nothing is written any more. */
   async settle(): Promise<void> {
-    this.#life.abort();
-    this.#life = new AbortController();
-    // A file system that hangs cannot be told to stop.
-    await this.#within(SETTLE_MS, Promise.all(this.#members.map(({ late }) => late)));
-    this.#fatal = null;
+    await this.#rounds.settle();
   }
 
   /**
@@ -182,7 +176,7 @@ export class Destinations {
       leaveOut: (member, error) => (isFull ? this.#lacksFull(member, error) : this.leaveOut(member, error)),
     };
     if (object.source.replayable)
-      await this.#each(members, round, async (member, life) => {
+      await this.#rounds.each(members, round, async (member, life) => {
         await this.#put(member.backend, key, object.source, object, life);
         done(member);
       });
@@ -200,7 +194,7 @@ export class Destinations {
     question: (backend: Backend, signal: AbortSignal) => Promise<T | null>,
   ): Promise<T | null> {
     let answer: T | null = null;
-    await this.#each(this.#takers(), this.#usual(signal), async ({ backend }, life) => {
+    await this.#rounds.each(this.#takers(), this.#usual(signal), async ({ backend }, life) => {
       const found = await question(backend, life);
       answer ??= found;
     });
@@ -229,7 +223,7 @@ export class Destinations {
     signal: AbortSignal,
   ): Promise<void> {
     const bytes = await encodeDocument({ header, ...sealing }, fields);
-    await this.#each(this.#takers(), { ...this.#usual(signal), isPut: true }, async ({ backend }, life) => {
+    await this.#rounds.each(this.#takers(), { ...this.#usual(signal), isPut: true }, async ({ backend }, life) => {
       try {
         await backend.put(currentKey(this.#database), bytesSource(bytes), { signal: life });
       } catch (error) {
@@ -271,13 +265,8 @@ export class Destinations {
     this.#changed();
   }
 
-  async #within(ms: number, work: Promise<unknown>): Promise<void> {
-    const ended = new AbortController();
-    await Promise.race([work.finally(() => ended.abort()), delay(ms, ended.signal)]).catch(() => {});
-  }
-
   #changed(): void {
-    for (const round of this.#rounds) round.wake();
+    this.#rounds.wake();
     this.#onChange();
   }
 
@@ -294,19 +283,13 @@ export class Destinations {
 
   /** Those that get new objects. Throws when there are none. */
   #takers(): readonly Member[] {
-    if (this.#fatal !== null) throw this.#fatal.error;
+    this.#rounds.throwFatal();
     const takers = this.isStrict ? this.#members : this.#members.filter(({ standing }) => standing !== "out");
     if (takers.length > 0) return takers;
     const reason = this.#members
       .map(({ health }) => health.lastError?.message)
       .find((message) => message !== undefined);
     throw noTaker(reason ?? "none has answered yet");
-  }
-
-  /** One that is still being filled counts only where there is no better one, or where nothing is ever filled. */
-  #counts(member: Member): boolean {
-    if (this.isStrict || this.onIncomplete === "warn" || member.standing === "whole") return true;
-    return !this.#members.some(({ standing }) => standing === "whole");
   }
 
   async #stream(
@@ -321,7 +304,7 @@ export class Destinations {
     const isFull = object.name.kind === "full";
     const [only] = members;
     if (members.length === 1 && only !== undefined)
-      return await this.#each(members, round, async (_, life) => {
+      return await this.#rounds.each(members, round, async (_, life) => {
         await this.#put(only.backend, key, object.source, object, life);
         done(only);
       });
@@ -331,7 +314,7 @@ export class Destinations {
       clock: this.#clock,
     });
     try {
-      await this.#each(members, round, async (member, life) => {
+      await this.#rounds.each(members, round, async (member, life) => {
         const position = members.indexOf(member);
         try {
           await this.#put(member.backend, key, fanOut.reader(position), object, life);
@@ -358,10 +341,10 @@ export class Destinations {
     if (this.isStrict && members.length > 1) return await this.#askAll(members, { key, object, signal: round.signal });
     let lackingCount = 0;
     try {
-      await this.#each(members, round, async (member, life) => {
+      await this.#rounds.each(members, round, async (member, life) => {
         if (await holds(member.backend, key, object, life)) return done(member);
         // One that has joined since was never sent it.
-        if (this.#counts(member)) lackingCount++;
+        if (this.#rounds.counts(member)) lackingCount++;
         throw new BakeliteError("replica-missing", "an object that was sent there did not arrive", {
           subject: `${member.backend.location}/${key}`,
           hint: "nothing: it is sent again",
@@ -392,107 +375,6 @@ export class Destinations {
     return "stored";
   }
 
-  /**
-   * Calls `work` for each at once. Resolves when all are done, or one that counts is and the others have had their time: those
-   * are left out, and so is whoever failed. Throws the first failure when none that counts is done.
-   */
-  async #each(
-    members: readonly Member[],
-    round: Round,
-    work: (member: Member, signal: AbortSignal) => Promise<void>,
-  ): Promise<void> {
-    const linked = linkSignals(round.signal, this.#life.signal);
-    const life = linked.signal;
-    const failures = new Map<Member, unknown>();
-    const waiting = new Map<Member, Promise<void>>();
-    const moved = new Wakeup();
-    let isOver = false;
-    let hasSucceeded = false;
-    for (const member of members) {
-      const attempt = work(member, life).then(
-        () => {
-          if (round.isPut) member.health.recovered();
-          hasSucceeded ||= this.#counts(member);
-        },
-        (error: unknown) => {
-          failures.set(member, error);
-          if (isOver) this.#failedLate(member, error, life);
-        },
-      );
-      waiting.set(
-        member,
-        attempt.finally(() => {
-          waiting.delete(member);
-          moved.wake();
-        }),
-      );
-    }
-    void Promise.all(waiting.values()).then(() => linked.unlink());
-    this.#rounds.add(moved);
-    await this.#untilEnough(members, round, { waiting, moved, hasSucceeded: () => hasSucceeded });
-    this.#rounds.delete(moved);
-    isOver = true;
-    for (const [member, put] of waiting) {
-      member.leaveBehind(put);
-      failures.set(member, tooSlow(round.patienceMs));
-    }
-    for (const [member, error] of failures) if (!this.#isOfMember(error)) throw this.#noted(member, error);
-    if (!hasSucceeded || (this.isStrict && failures.size > 0)) this.#throwFirst(members, failures);
-    for (const [member, error] of failures) round.leaveOut(member, error);
-  }
-
-  /**
-   * Until all are done, or the time is over that the others have once one is. Nobody is waited for in vain either who was left out
-   * meanwhile, or whose work another destination may do that has come back meanwhile.
-   */
-  async #untilEnough(
-    members: readonly Member[],
-    { patienceMs, isRepeatable }: Round,
-    calls: {
-      readonly waiting: ReadonlyMap<Member, unknown>;
-      readonly moved: Wakeup;
-      readonly hasSucceeded: () => boolean;
-    },
-  ): Promise<void> {
-    const { waiting, moved, hasSucceeded } = calls;
-    let endMs = Number.POSITIVE_INFINITY;
-    while (waiting.size > 0) {
-      const nowMs = this.#clock.monotonicMs();
-      if (!this.isStrict) {
-        const isHopeless = [...waiting.keys()].every(({ standing }) => standing === "out");
-        if (isHopeless && !hasSucceeded()) return;
-        const others = this.#members.filter((member) => member.standing === "whole" && !members.includes(member));
-        if (hasSucceeded() || (isRepeatable && others.length > 0)) endMs = Math.min(endMs, nowMs + patienceMs);
-      }
-      if (nowMs >= endMs) return;
-      await moved.wait(endMs - nowMs);
-    }
-  }
-
-  /** With a single destination every failure is the caller's. */
-  #isOfMember(error: unknown): boolean {
-    return this.#members.length === 1 || isMemberFailure(error);
-  }
-
-  #noted(member: Member, error: unknown): unknown {
-    if (error instanceof BakeliteError && error.code !== "interrupted") member.health.failed(error);
-    return error;
-  }
-
-  #throwFirst(members: readonly Member[], failures: ReadonlyMap<Member, unknown>): never {
-    for (const [member, error] of failures) member.health.failed(error);
-    for (const member of members) if (failures.has(member) && this.#counts(member)) throw failures.get(member);
-    for (const error of failures.values()) throw error;
-    throw new BakeliteError("internal", "invariant broken: what did not succeed has failed");
-  }
-
-  /** A stranger that shows at a put which nobody waits for ends the next one. */
-  #failedLate(member: Member, error: unknown, signal: AbortSignal): void {
-    if (signal.aborted) return;
-    member.health.failed(error);
-    if (!isMemberFailure(error)) this.#fatal = { error };
-  }
-
   /** It gets its change-sets all the same, and the full backup from a sibling. */
   #lacksFull(member: Member, error: unknown): void {
     this.#log.warn("a destination did not take the full backup: it gets a copy later", {
@@ -520,18 +402,6 @@ export class Destinations {
   }
 }
 
-/** A destination does not do what it should; the database is not at fault, and following it goes on. */
-export function isDestinationFailure(error: unknown): boolean {
-  if (!(error instanceof BakeliteError)) return false;
-  return error.code === "storage-unreachable" || error.code === "storage-denied" || error.code === "storage-full";
-}
-
-/** The same where there are other destinations: whatever one of them does, the others go on. */
-function isMemberFailure(error: unknown): boolean {
-  if (isDestinationFailure(error)) return true;
-  return error instanceof BakeliteError && ["io", "replica-corrupt", "replica-missing"].includes(error.code);
-}
-
 /** Whether it has got every change-set after state `index`. */
 function hasAllAfter({ standing, joinedAt }: Member, index: number): boolean {
   return standing === "whole" || (standing === "joining" && joinedAt <= index);
@@ -540,12 +410,6 @@ function hasAllAfter({ standing, joinedAt }: Member, index: number): boolean {
 function noTaker(reason: string): BakeliteError {
   return new BakeliteError("storage-unreachable", `no destination takes anything: ${reason}`, {
     hint: "check the destinations; shipping goes on with the first one that answers",
-  });
-}
-
-function tooSlow(patienceMs: number): BakeliteError {
-  return new BakeliteError("storage-unreachable", `it took ${patienceMs / 1000} s longer than another destination`, {
-    hint: "nothing: it is filled from the others; make it faster, or a mirror (`async = true`), if this comes back",
   });
 }
 

@@ -1,6 +1,6 @@
 import { markKey, objectKey } from "../format/names.ts";
 import { keyOf, markedIndexes, nameOf, type ReplicaObject } from "../replica/catalog.ts";
-import { type FillPlan, type Missing, planFill } from "../replica/fill.ts";
+import { type FillPlan, type Missing, planningFill } from "../replica/fill.ts";
 import { copyObject } from "../replica/fill-copy.ts";
 import { healObject } from "../replica/repair-copy.ts";
 import { eachOf, RepairScan, WHOLE_OBJECT_BYTES } from "../replica/repair-scan.ts";
@@ -13,6 +13,7 @@ import { delay } from "../util/delay.ts";
 import { BakeliteError, describeError } from "../util/errors.ts";
 import type { Logger } from "../util/logger.ts";
 import { Semaphore } from "../util/semaphore.ts";
+import { inTurns } from "../util/turns.ts";
 import { leadsTo } from "./adopt.ts";
 import { FollowingEnded } from "./capture-loop.ts";
 import { anotherWriter, type Destinations } from "./destinations.ts";
@@ -63,9 +64,26 @@ export class Filling {
   /** Runs until `signal` is aborted. Rejects for nothing that a destination does. */
   async run(signal: AbortSignal): Promise<void> {
     const { destinations } = this.#inputs;
-    if (destinations.all.length === 1) return await untilAborted(signal);
+    const [first, ...others] = destinations.all;
+    if (first !== undefined && others.length === 0) return await this.#watch(first, signal);
     const attend = destinations.isStrict ? this.#guard : this.#tend;
     await Promise.all(destinations.all.map((member) => attend.call(this, member, signal)));
+  }
+
+  /** The only one: where it was emptied, nothing else has what it lacks but the database itself. */
+  async #watch(member: Member, signal: AbortSignal): Promise<void> {
+    const { fullBackups, local, log } = this.#inputs;
+    while (!signal.aborted) {
+      // That it does not answer, shipping notices.
+      const waitMs = await this.#check(member, signal).catch(() => this.#times.checkMs);
+      if (waitMs === "emptied") {
+        const { message, hint } = emptied(member);
+        log.warn(message, { destination: member.backend.location, hint });
+        local.tookFullBackup(null);
+        fullBackups.want("destination gap");
+      }
+      await delay(waitMs === "emptied" ? this.#times.checkMs : waitMs, signal).catch(() => {});
+    }
   }
 
   /** Where nothing is filled. Throws when a destination was emptied: it is for the next attach to say what is missing. */
@@ -315,7 +333,7 @@ export class Filling {
       signal.throwIfAborted();
       const sources = [...options.backends.keys()].slice(1);
       throwFailed(replica, sources.length);
-      const plan = planFill({
+      const planning = planningFill({
         catalog,
         target: 0,
         sources: sources.filter((position) => !trailers.failedDestinations.has(position)),
@@ -325,6 +343,7 @@ export class Filling {
         marks: markedIndexes(catalog),
         nowMs: clock.nowMs(),
       });
+      const plan = await inTurns(planning);
       if (plan.unknown.length === 0) return plan;
       await trailers.load(plan.unknown);
     }
@@ -438,7 +457,8 @@ export class Filling {
     const found = await member.backend.stat(key, { signal });
     // One that did not answer is asked again until it does.
     this.#checkedMs.set(member, nowMs);
-    member.health.recovered();
+    // Of the only one, shipping says how it is.
+    if (this.#inputs.destinations.all.length > 1) member.health.recovered();
     return found !== null || local.fullBackup !== newest ? this.#times.checkMs : "emptied";
   }
 }
@@ -446,7 +466,7 @@ export class Filling {
 function emptied({ backend }: Member): BakeliteError {
   return new BakeliteError("replica-missing", "the newest full backup is no longer there", {
     subject: backend.location,
-    hint: "find out who deleted it; `bakelite repair` copies it from another destination, and so does the daemon unless it is told to refuse",
+    hint: "find out who deleted it; the daemon copies it from another destination, unless it is told to refuse, and takes a new one where there is no other",
   });
 }
 

@@ -1,12 +1,11 @@
 import { readDocument } from "../format/decode.ts";
 import type { KeyRing } from "../format/envelope.ts";
 import { currentKey, markKey, type ObjectName, objectKey, parseName } from "../format/names.ts";
-import { keyOf, markedIndexes, type ReplicaObject } from "../replica/catalog.ts";
+import { copiesIn, markedIndexes, type ReplicaObject } from "../replica/catalog.ts";
 import { type CurrentHint, parseCurrent } from "../replica/documents.ts";
-import { type FillPlan, planFill } from "../replica/fill.ts";
+import { type FillPlan, planningFill } from "../replica/fill.ts";
 import { type CopyOutcome, copyObject } from "../replica/fill-copy.ts";
 import { isNewer } from "../replica/repair-documents.ts";
-import { WHOLE_OBJECT_BYTES } from "../replica/repair-scan.ts";
 import { Replica } from "../replica/replica.ts";
 import type { RetentionPolicy } from "../replica/retention-policy.ts";
 import type { MirrorEntry } from "../state/mirror-status.ts";
@@ -19,6 +18,8 @@ import { BakeliteError, describeError } from "../util/errors.ts";
 import type { Logger } from "../util/logger.ts";
 import type { Semaphore } from "../util/semaphore.ts";
 import { formatTimestamp } from "../util/timestamps.ts";
+import { inTurns, STEP_LOOKS } from "../util/turns.ts";
+import { Backlog, type Wanted } from "./backlog.ts";
 
 export interface MirrorInputs {
   readonly database: string;
@@ -51,18 +52,9 @@ interface Current {
   readonly hint: CurrentHint;
 }
 
-/** An object that the mirror lacks, by its key. */
-interface Wanted {
-  readonly name: ObjectName;
-  /** null: not known. */
-  readonly sizeBytes: number | null;
-}
-
 const DAY_MS = 24 * 60 * 60_000;
 /** What could not be copied for its own fault is looked at again this often. */
 const STUCK_MS = 60 * 60_000;
-/** More than this is not remembered but listed again. */
-const MAX_NOTED = 10_000;
 /** Besides one large object at a time. */
 const SMALL_AT_ONCE = 4;
 /** A source that did not answer is asked after the others for so long. */
@@ -85,13 +77,7 @@ const MAX_DOCUMENT_BYTES = 4 * 1024 * 1024;
  */
 export class Mirror {
   readonly #inputs: MirrorInputs;
-  /** Heard of since the last listing: they lead to the newest states, so they go first. */
-  #noted = new Map<string, Wanted>();
-  /** Found by the last listing, in the order in which to copy. */
-  #planned = new Map<string, Wanted>();
-  readonly #inFlight = new Map<string, Wanted>();
-  /** What cannot be copied, and why; listed again every so often. */
-  #stuck = new Map<string, { readonly wanted: Wanted; readonly error: BakeliteError }>();
+  readonly #backlog = new Backlog();
   /** How often `CURRENT` may have changed, and as of which of these it was dealt with. */
   #currentChanges = 1;
   #currentSettled = 0;
@@ -127,9 +113,8 @@ export class Mirror {
     const { database } = this.#inputs;
     if (key === currentKey(database)) this.#currentChanges++;
     const name = key.startsWith(`${database}/`) ? parseName(key.slice(database.length + 1)) : null;
-    if (name === null || this.#planned.has(key)) return;
-    if (this.#noted.size >= MAX_NOTED) this.#listingReasons++;
-    else this.#noted.set(key, { name, sizeBytes });
+    if (name === null) return;
+    if (!this.#backlog.note(key, { name, sizeBytes })) this.#listingReasons++;
     this.#tellState();
   }
 
@@ -144,12 +129,23 @@ export class Mirror {
     }
   }
 
+  /** The highest index that any object there has, by a listing of its own; 0 where there is none. */
+  async highestIndex(signal: AbortSignal): Promise<number> {
+    const { database, mirror } = this.#inputs;
+    let highest = 0;
+    for await (const { key } of mirror.list(`${database}/`, { signal })) {
+      const name = parseName(key.slice(database.length + 1));
+      if (name !== null) highest = Math.max(highest, lastOf(name));
+    }
+    return highest;
+  }
+
   /** What is known of it at this moment, see docs/state-files.md. */
   get entry(): MirrorEntry {
     const { mirror, type, clock } = this.#inputs;
     const silentMs = this.#movedMs === null ? 0 : clock.monotonicMs() - this.#movedMs;
     const isSilent = silentMs >= SILENT_MS;
-    const lacking = [...this.#wanted(), ...[...this.#stuck.values()].map(({ wanted }) => wanted)];
+    const { lacking } = this.#backlog;
     return {
       location: mirror.location,
       type,
@@ -180,7 +176,7 @@ export class Mirror {
       const nowMs = clock.nowMs();
       this.#lastReconciledMs = nowMs;
       this.#attempts = 0;
-      if (this.#toldError !== null && this.#stuck.size === 0) {
+      if (this.#toldError !== null && !this.#backlog.isStuck) {
         log.info("the mirror is being filled again", { destination: mirror.location });
         this.#toldError = null;
       }
@@ -213,7 +209,7 @@ export class Mirror {
   #isListingDue(): boolean {
     if (this.#listingSettled < this.#listingReasons) return true;
     const ageMs = this.#inputs.clock.monotonicMs() - this.#listedMs;
-    return ageMs >= (this.#stuck.size > 0 ? STUCK_MS : DAY_MS);
+    return ageMs >= (this.#backlog.isStuck ? STUCK_MS : DAY_MS);
   }
 
   /** Compares what is stored here and there, and replaces what is wanted by what is found to be missing. */
@@ -223,18 +219,17 @@ export class Mirror {
     await this.#inputs.mirror.stat(currentKey(this.#inputs.database), { signal: stop });
     this.#movedMs = null;
     // What is stored from now on may not be in the listings.
-    const before = new Set(this.#noted.keys());
+    const { noted } = this.#backlog;
     const replica = await this.#openReplica(stop);
     const plan = await this.#plan(replica, stop);
-    for (const key of before) this.#noted.delete(key);
-    this.#planned = new Map(plan.missing.map(({ sources }) => wantedOf(replica, sources)));
-    for (const key of this.#planned.keys()) this.#noted.delete(key);
-    this.#stuck = this.#findStuck(replica, plan);
+    const planned = await inTurns(wantedIn(replica, plan));
+    const { stuck, error } = await inTurns(this.#findStuck(replica, plan));
+    this.#backlog.replace(planned, stuck, noted);
     this.#newestIndex = newestAt(replica, this.#inputs.sources.length);
     this.#currentChanges++;
     await this.#copyMarks(replica, stop);
     this.#tellState();
-    for (const { error } of [...this.#stuck.values()].slice(0, 1)) this.#tellStuck(error);
+    if (error !== null) this.#tellStuck(error);
   }
 
   async #openReplica(stop: AbortSignal): Promise<Replica> {
@@ -266,16 +261,16 @@ export class Mirror {
     const { policy, clock } = this.#inputs;
     const target = this.#inputs.sources.length;
     const { catalog, trailers, current, options } = replica;
-    const siblingOf = siblingsIn(replica, target);
+    const siblings = await inTurns(siblingsIn(replica, target));
     /** What is read of an object's copies: one at a source as long as that is of use. */
     const standFor = (object: ReplicaObject) => {
-      const sibling = siblingOf(object);
+      const sibling = siblings.get(object) ?? object;
       return trailers.knowledge(sibling) === "unusable" ? object : sibling;
     };
     for (;;) {
       stop.throwIfAborted();
       this.#throwFailed(replica);
-      const plan = planFill({
+      const planning = planningFill({
         catalog,
         target,
         sources: [...this.#inputs.sources.keys()].filter((position) => !trailers.failedDestinations.has(position)),
@@ -285,40 +280,43 @@ export class Mirror {
         marks: markedIndexes(catalog),
         nowMs: clock.nowMs(),
       });
+      const plan = await inTurns(planning);
       if (plan.unknown.length === 0) return plan;
       await trailers.load(new Set(plan.unknown.map(standFor)));
     }
   }
 
-  #findStuck(
+  /** What the plan leaves out, and why the first of it; in steps. */
+  *#findStuck(
     replica: Replica,
     { forks, bare, blocked }: FillPlan,
-  ): Map<string, { wanted: Wanted; error: BakeliteError }> {
+  ): Generator<void, { readonly stuck: Map<string, Wanted>; readonly error: BakeliteError | null }> {
     const { database } = this.#inputs;
-    const stuck = new Map<string, { wanted: Wanted; error: BakeliteError }>();
-    const add = (objects: readonly ReplicaObject[], message: string, hint: string) => {
+    const stuck = new Map<string, Wanted>();
+    let error: BakeliteError | null = null;
+    const add = function* (objects: readonly ReplicaObject[], message: string, hint: string): Generator<void, void> {
       for (const object of objects) {
-        const [key, wanted] = wantedOf(replica, [object]);
-        const error = new BakeliteError("replica-foreign", message, { subject: replica.describe(object), hint });
-        if (!stuck.has(key)) stuck.set(key, { wanted, error });
+        error ??= new BakeliteError("replica-foreign", message, { subject: replica.describe(object), hint });
+        stuck.set(...wantedOf(replica, [object]));
+        if (stuck.size % STEP_LOOKS === 0) yield;
       }
     };
-    add(
+    yield* add(
       forks,
       "it is of another history than the one that goes on furthest, so it is not copied",
       `find out with \`bakelite verify --db ${database}\` which history is yours; give the mirror an empty place if it holds one that is not needed`,
     );
-    add(
+    yield* add(
       bare,
       "it is not encrypted although a key is configured, and is not copied",
       `run \`bakelite reencrypt --db ${database}\` with the daemon stopped`,
     );
-    add(
+    yield* add(
       blocked,
       "the mirror has something under its name that cannot be used",
       `run \`bakelite repair --db ${database}\``,
     );
-    return stuck;
+    return { stuck, error };
   }
 
   /**
@@ -334,7 +332,7 @@ export class Mirror {
     const work = async (isLarge: boolean) => {
       for (;;) {
         signal.throwIfAborted();
-        const next = clock.monotonicMs() < endMs || largeCount > 0 ? this.#take(isLarge) : null;
+        const next = clock.monotonicMs() < endMs || largeCount > 0 ? this.#backlog.take(isLarge) : null;
         if (next !== null) {
           if (isLarge) largeCount++;
           await this.#copy(next, signal).finally(() => {
@@ -348,17 +346,6 @@ export class Mirror {
     // A failure of the mirror must end them all, not leave some running into the next pass.
     await Promise.allSettled(workers.map((worker) => worker.catch((error: unknown) => failed.abort(error))));
     signal.throwIfAborted();
-  }
-
-  #take(isLarge: boolean): readonly [string, Wanted] | null {
-    for (const wanted of [this.#noted, this.#planned])
-      for (const [key, one] of wanted) {
-        if (isLargeOne(one) !== isLarge) continue;
-        wanted.delete(key);
-        this.#inFlight.set(key, one);
-        return [key, one];
-      }
-    return null;
   }
 
   async #copy([key, wanted]: readonly [string, Wanted], signal: AbortSignal): Promise<void> {
@@ -375,10 +362,10 @@ export class Mirror {
       this.#settle(key, wanted, outcome);
       log.debug("mirrored an object", { destination: mirror.location, key, outcome: outcome.kind });
     } catch (error) {
-      this.#noted.set(key, wanted);
+      this.#backlog.putBack(key, wanted);
       throw error;
     } finally {
-      this.#inFlight.delete(key);
+      this.#backlog.settled(key);
       this.#tellState();
     }
   }
@@ -422,7 +409,7 @@ export class Mirror {
       case "conflict":
         break;
     }
-    this.#stuck.set(key, { wanted, error: outcome.error });
+    this.#backlog.stick(key, wanted);
     this.#tellStuck(outcome.error);
   }
 
@@ -462,19 +449,11 @@ export class Mirror {
     }
     const own = newest === null ? null : await this.#readCurrent(mirror, stop);
     if (newest !== null && (own === null || isNewer(newest.hint, own.hint))) {
-      if (!this.#hasArrived(newest.hint)) return;
+      if (!this.#backlog.hasAllOf(newest.hint) || newest.hint.index > (this.#newestIndex ?? 0)) return;
       await mirror.put(currentKey(database), bytesSource(newest.bytes), { signal: stop });
       this.#moved();
     }
     if (failure === null) this.#currentSettled = change;
-  }
-
-  #hasArrived({ full, index }: CurrentHint): boolean {
-    const lacking = [...this.#wanted(), ...[...this.#stuck.values()].map(({ wanted }) => wanted)];
-    const isLacking = lacking.some(({ name }) =>
-      name.kind === "full" ? name.index === full : name.last > full && name.first <= index,
-    );
-    return !isLacking && index <= (this.#newestIndex ?? 0);
   }
 
   /** null where there is none that can be used. */
@@ -521,36 +500,32 @@ export class Mirror {
     this.#toldError = reason;
   }
 
+  /** Once for each reason, of which there may be as many objects as there are. */
   #tellStuck(error: BakeliteError): void {
     const { log, mirror } = this.#inputs;
-    this.#remember(error);
     const reason = describeError(error);
-    if (this.#toldError === reason) return;
-    this.#toldError = reason;
-    log.warn("an object cannot be mirrored", { destination: mirror.location, error: reason, hint: error.hint });
+    this.#remember(error, error.hint === undefined ? reason : `${reason}: ${error.hint}`);
+    const level = this.#toldError === error.message ? "debug" : "warn";
+    this.#toldError = error.message;
+    log[level]("an object cannot be mirrored", { destination: mirror.location, error: reason, hint: error.hint });
   }
 
-  #remember(error: unknown): void {
+  #remember(error: unknown, message = describeError(error)): void {
     const at = formatTimestamp(this.#inputs.clock.nowMs());
     const code = error instanceof BakeliteError ? error.code : "internal";
-    this.#lastError = { at, message: describeError(error), code };
+    this.#lastError = { at, message, code };
   }
 
   #backoffMs(): number {
     return backoffDelayMs(this.#attempts, { baseMs: this.#inputs.retryBaseMs ?? RETRY_BASE_MS });
   }
 
-  *#wanted(): Generator<Wanted> {
-    for (const wanted of [this.#inFlight, this.#noted, this.#planned]) yield* wanted.values();
-  }
-
   #isBehind(): boolean {
     const isUnsettled =
       this.#listingSettled < this.#listingReasons ||
       this.#currentSettled < this.#currentChanges ||
-      this.#stuck.size > 0;
-    if (isUnsettled) return true;
-    return this.#inFlight.size + this.#noted.size + this.#planned.size > 0;
+      this.#backlog.isStuck;
+    return isUnsettled || this.#backlog.count > 0;
   }
 
   #tellState(): void {
@@ -561,6 +536,16 @@ export class Mirror {
     this.#state = state;
     if (isNews) this.#inputs.onChange?.();
   }
+}
+
+/** What the plan wants, by key, in its order; in steps. */
+function* wantedIn(replica: Replica, { missing }: FillPlan): Generator<void, Map<string, Wanted>> {
+  const planned = new Map<string, Wanted>();
+  for (const { sources } of missing) {
+    planned.set(...wantedOf(replica, sources));
+    if (planned.size % STEP_LOOKS === 0) yield;
+  }
+  return planned;
 }
 
 function wantedOf(replica: Replica, [object]: readonly ReplicaObject[]): readonly [string, Wanted] {
@@ -582,24 +567,22 @@ function newestAt({ catalog }: Replica, target: number): number | null {
 }
 
 /**
- * For a change-set of the mirror the one of the same name and size at a source, which is read instead: what is decided here is
- * only what to copy, and a mirror may be far away. Full backups tell histories apart, so each speaks for itself.
+ * For each change-set of the mirror the one of the same name and size at a source, if there is one, which is read instead: what is
+ * decided here is only what to copy, and a mirror may be far away. Full backups tell histories apart, so each speaks for itself. In steps.
  */
-function siblingsIn({ catalog, database }: Replica, target: number): (object: ReplicaObject) => ReplicaObject {
-  const identityOf = (object: ReplicaObject) => `${keyOf(database, object)} ${object.sizeBytes}`;
-  const siblings = new Map<string, ReplicaObject>();
-  for (const object of catalog.changeSets) {
-    const identity = object.destination === target ? null : identityOf(object);
-    if (identity !== null && !siblings.has(identity)) siblings.set(identity, object);
+function* siblingsIn({ catalog }: Replica, target: number): Generator<void, Map<ReplicaObject, ReplicaObject>> {
+  const siblings = new Map<ReplicaObject, ReplicaObject>();
+  let count = 0;
+  for (const copies of copiesIn(catalog.changeSets)) {
+    if (++count % STEP_LOOKS === 0) yield;
+    for (const own of copies) {
+      const isAlike = ({ destination, seal, sizeBytes }: ReplicaObject) =>
+        destination !== target && seal === own.seal && sizeBytes === own.sizeBytes;
+      const sibling = own.destination === target ? copies.find(isAlike) : undefined;
+      if (sibling !== undefined) siblings.set(own, sibling);
+    }
   }
-  return (object) =>
-    object.destination === target && object.kind === "change-set"
-      ? (siblings.get(identityOf(object)) ?? object)
-      : object;
-}
-
-function isLargeOne({ name, sizeBytes }: Wanted): boolean {
-  return sizeBytes === null ? name.kind === "full" : sizeBytes > WHOLE_OBJECT_BYTES;
+  return siblings;
 }
 
 /** null for more than a document can have. */

@@ -84,7 +84,9 @@ async function compareLineage(
       return fail(
         "destinations agree",
         `${first.backend.location} and ${other.backend.location} hold different histories: state ${pair[0].last} is not the same`,
-        "find out whether two daemons write under this name; run `bakelite verify` to see which of the two is whole",
+        first.async || other.async
+          ? "run `bakelite verify` to see what each restores, and give the mirror an empty place; keep the old one as long as its restore points are needed"
+          : "find out whether two daemons write under this name; run `bakelite verify` to see which of the two is whole",
       );
     });
   } catch (error) {

@@ -6,12 +6,15 @@ import { ReplicaBuilder } from "../replica/builder.ts";
 import { MemoryBackend } from "../replica/memory-backend.ts";
 import { seededRandom } from "../support/random.ts";
 import { count, mebibytes, seconds } from "./figures.ts";
+import { type FillPlan, measureFillPlans } from "./fill-plans.ts";
 import type { BenchReport, Budget } from "./report.ts";
 import { type BenchContext, type Finished, runToEnd } from "./scene.ts";
 
 /** How long it takes to find out what there is, and what to restore, where there are very many objects. */
 
 const TIME_BUDGET_SECONDS = 2;
+/** No database holds up another one for longer. */
+const STALL_BUDGET_SECONDS = 0.1;
 const MEMORY_BUDGET_BYTES = 200 * 2 ** 20;
 const PAGES = 4;
 const SECOND_MS = 1000;
@@ -66,6 +69,9 @@ export async function benchCatalog({ directory, quick, seed, say }: BenchContext
     rows.push({ what: "`list --db --verbose --json`", budgeted: false, ...verbose });
   }
 
+  say("what a mirror lacks");
+  const plans = await measureFillPlans(year.replica, { place: join(directory, "mirror"), fullBackups: ages.days });
+
   const columns = ["", "time", "CPU", "peak memory"];
   return {
     name: "catalog",
@@ -80,11 +86,26 @@ export async function benchCatalog({ directory, quick, seed, say }: BenchContext
         columns,
         rows: ofYear.map(cells),
       },
+      {
+        title: `A mirror of these ${ages.days} days finds out what it lacks`,
+        columns: ["", "time", "longest stall", "lacking"],
+        rows: plans.map((plan) => [
+          plan.what,
+          seconds(plan.seconds),
+          seconds(plan.longestStallSeconds),
+          count(plan.lacking),
+        ]),
+      },
     ],
-    budgets: [...budgetsOf(ofPath, `one path of ${count(size)}`), ...budgetsOf(ofYear, `${ages.days} days`)],
+    budgets: [
+      ...budgetsOf(ofPath, `one path of ${count(size)}`),
+      ...budgetsOf(ofYear, `${ages.days} days`),
+      stallBudgetOf(plans, yearObjects),
+    ],
     notes: [
       `The database has ${PAGES} pages and the restores are without integrity_check, so they are listing, planning and little else.`,
       "`list --verbose` reads the trailer of every object, and has no budget of time.",
+      "*longest stall*: for so long the process did nothing else, least of all for another database; what it waited for a processor is not counted.",
     ],
   };
 }
@@ -150,6 +171,16 @@ function budgetsOf(rows: readonly Row[], of: string): readonly Budget[] {
       met: largest < MEMORY_BUDGET_BYTES,
     },
   ];
+}
+
+function stallBudgetOf(plans: readonly FillPlan[], objects: number): Budget {
+  const longest = Math.max(...plans.map(({ longestStallSeconds }) => longestStallSeconds));
+  return {
+    what: `how long a mirror that looks for what it lacks of ${count(objects)} objects stops everything else in the daemon`,
+    limit: seconds(STALL_BUDGET_SECONDS),
+    measured: seconds(longest),
+    met: longest < STALL_BUDGET_SECONDS,
+  };
 }
 
 /** A full backup of state 1 and a change-set of one page for each of the `size` states after it, a second apart. */

@@ -46,6 +46,11 @@ export function peakBytesOf(pid: number): number | null {
   }
 }
 
+/** Milliseconds that this process's main thread was ready to run and had no processor. Source: the kernel's scheduler/sched-stats.rst. */
+export function waitedForProcessorMs(): number {
+  return Number(readFileSync("/proc/self/schedstat", "utf8").split(" ")[1]) / 1e6;
+}
+
 /** CPU seconds of this process and of its children that have ended and were waited for. */
 export function ownCpuSeconds(): number {
   return cpuSecondsOf(readFileSync("/proc/self/stat", "utf8"), 4);

@@ -695,6 +695,8 @@ describe("a destination", () => {
     const { found, code } = await runJson(other);
     expect(code).toBe(1);
     expect(found("destinations agree")).toEqual([expect.stringMatching(/^fail .*hold different histories: state 3/)]);
+    writeFileSync(other.config, `${readFileSync(other.config, "utf8")}async = true\n`);
+    expect((await runJson(other)).fixes("destinations agree")).toEqual([expect.stringContaining("an empty place")]);
   });
 });
 

@@ -1,5 +1,14 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { chmodSync, existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { z } from "zod";
 import { runBakelite } from "../oracle/daemon-process.ts";
 import { type TemporaryDirectory, temporaryDirectory } from "../support/temporary-directory.ts";
@@ -199,6 +208,28 @@ test("a mark at one destination only keeps its state at the other one too", asyn
   const verified = await run(replica, "verify");
   expect(verified.status).toBe(1);
   expect(verified.stdout).toContain("the mark of state 70 cannot be read");
+});
+
+test("a mirror keeps what is marked at a lock-step destination, and all it has while the marks there cannot be listed", async () => {
+  const replica = await scene({ policy: "max_backups = 1\n", stores: ["a", "mirror"] });
+  const [a = "", mirror = ""] = replica.stores;
+  appendFileSync(replica.configPath, "async = true\n");
+  mkdirSync(`${a}/app/keep`);
+  writeFileSync(`${a}/app/keep/${digits(70)}.p`, "its name is what counts");
+  const before = hashTree(mirror);
+  renameSync(a, `${a}.away`);
+  writeFileSync(a, "a file where the directory was");
+  expect((await runJson(replica)).destinations).toMatchObject([
+    { destination: a, error: { code: expect.any(String) } },
+    { destination: mirror, deleted: [], refused: expect.stringContaining(`the marks at ${a} cannot be listed`) },
+  ]);
+  expect(hashTree(mirror)).toBe(before);
+
+  rmSync(a);
+  renameSync(`${a}.away`, a);
+  expect((await runJson(replica)).status).toBe(0);
+  const fulls = objectsIn(mirror).filter((name) => name.startsWith("full/"));
+  expect(fulls).toEqual([`full/${digits(60)}.p`, `full/${digits(180)}.p`]);
 });
 
 test("after a verify that found problems nothing is deleted until one is clean", async () => {

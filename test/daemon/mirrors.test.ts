@@ -2,6 +2,7 @@ import { Database } from "bun:sqlite";
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { rename, rm, writeFile } from "node:fs/promises";
+import { dirname } from "node:path";
 import { statePaths } from "../../src/state/layout.ts";
 import { type MirrorEntry, readMirrorStatus } from "../../src/state/mirror-status.ts";
 import {
@@ -88,6 +89,15 @@ function objectsAt(place: string): readonly string[] {
     .sort();
 }
 
+/** What was stored at the primary a moment ago may be on its way while the mirror is still said to be in sync. */
+async function untilMirrorHolds(wanted: () => readonly string[]): Promise<void> {
+  await eventually(() => wanted().every((name) => objectsAt("mirror").includes(name)), {
+    what: "the mirror to hold what it lacks",
+    deadlineMs: 30_000,
+    explain: () => JSON.stringify({ wanted: wanted(), there: objectsAt("mirror") }),
+  });
+}
+
 async function run(...args: readonly string[]) {
   return await runBakelite("source", [...args, "--config", directory.file("bakelite.toml")]);
 }
@@ -109,6 +119,7 @@ test("a mirror follows byte for byte, restores alone what the source holds, and 
   // A change-set from before the first full backup is of use to nobody.
   const first = Math.min(...objectsAt("primary").flatMap((name) => Number(/full\/(\d+)/.exec(name)?.[1] ?? [])));
   const useful = (name: string) => !name.includes("/L0/") || Number(/(\d+)\.p$/.exec(name)?.[1]) > first;
+  await untilMirrorHolds(() => objectsAt("primary").filter(useful));
   expect(objectsAt("mirror").filter(useful)).toEqual(objectsAt("primary").filter(useful));
   for (const name of objectsAt("mirror"))
     expect(readFileSync(directory.file(`mirror${name}`))).toEqual(readFileSync(directory.file(`primary${name}`)));
@@ -147,6 +158,55 @@ test("a wiped primary empties no mirror, and what the mirror alone holds restore
   expect(existsSync(directory.file("primary/app/CURRENT"))).toBe(true);
   expect(await restoredRows("--destination", "1")).toBe(now);
   expect(await restoredRows("--destination", "2")).toBe(now);
+});
+
+/** The newest state that some object at `place` leads to. */
+function newestAt(place: string): number {
+  return Math.max(...objectsAt(place).flatMap((name) => Number(/(\d+)\.\w+$/.exec(name)?.[1] ?? [])));
+}
+
+/** The daemon begins anew where only a mirror may hold what was, and the application goes on. How many rows there are then. */
+async function beginAnew(): Promise<number> {
+  await daemon.stop();
+  await rm(directory.file("primary"), { recursive: true });
+  await rm(dirname(statePaths(directory.file("app.db"), "app").mirror), { recursive: true });
+  daemon = await start();
+  return work(2);
+}
+
+test("when primary and local state are lost, a new history begins above the mirror's, and both can be restored", async () => {
+  const old = work(1);
+  await untilMirrored();
+  const [before, newest] = [objectsAt("mirror"), newestAt("mirror")];
+  const oldTime = new Date().toISOString();
+  const rows = await beginAnew();
+  await untilMirrored();
+  const told = "a mirror holds an earlier history, and nothing else does: a new one begins above it";
+  expect(daemon.said(told)).toHaveLength(1);
+  const isOlder = (name: string) => Number(/(\d+)\.\w+$/.exec(name)?.[1]) <= newest;
+  expect(objectsAt("primary").filter(isOlder)).toEqual([]);
+  await untilMirrorHolds(() => [...before, ...objectsAt("primary")]);
+  expect(await restoredRows()).toBe(rows);
+  expect(await restoredRows("--destination", "2")).toBe(rows);
+  expect(await restoredRows("--timestamp", oldTime)).toBe(old);
+  expect(await run("verify", "--db", "app")).toMatchObject({ status: 0 });
+  expect(await run("repair", "--db", "app")).toMatchObject({ status: 0 });
+  expect(await restoredRows("--timestamp", oldTime, "--destination", "1")).toBe(old);
+});
+
+test("so it does where the mirror does not answer at that moment", async () => {
+  await untilMirrored();
+  const [before, newest] = [objectsAt("mirror"), newestAt("mirror")];
+  await rename(directory.file("mirror"), directory.file("unplugged"));
+  await writeFile(directory.file("mirror"), "no directory");
+  const rows = await beginAnew();
+  await daemon.untilSaid("full backup stored");
+  await rm(directory.file("mirror"));
+  await rename(directory.file("unplugged"), directory.file("mirror"));
+  await untilMirrored();
+  expect(newestAt("primary")).toBeGreaterThan(newest);
+  await untilMirrorHolds(() => [...before, ...objectsAt("primary")]);
+  expect(await restoredRows("--destination", "2")).toBe(rows);
 });
 
 test("restore takes from each destination what the others have lost, and says so", async () => {

@@ -165,6 +165,17 @@ test("two sound copies of one state that are encoded differently are left alone"
   await expectWhole(builder, [first, second]);
 });
 
+test("a put that arrived late, when its daemon had been begun anew, is no trouble, and is not copied", async () => {
+  const [first, second] = [new MemoryBackend("memory1"), new MemoryBackend("memory2")];
+  const builder = await storeScene([first, second]);
+  await builder.storeFork({ kind: "change-set", level: 0, first: 13, last: 14, seal: "p" });
+  const aside = new MemoryBackend("late");
+  await (await storeScene([aside])).storeFork({ kind: "change-set", level: 0, first: 13, last: 13, seal: "p" });
+  second.objects.set(changeSet(13), aside.objects.get(changeSet(13)) ?? new Uint8Array(0));
+  const report = await repair([first, second]);
+  expect([report.healed, report.troubles]).toEqual([[], []]);
+});
+
 describe("a fork", () => {
   const name = { kind: "change-set", level: 0, first: 12, last: 12, seal: "p" } as const;
 

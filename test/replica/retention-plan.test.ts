@@ -1,9 +1,10 @@
 import { describe, expect, test } from "bun:test";
 import { keyBelow, keyOf, type ReplicaObject } from "../../src/replica/catalog.ts";
 import { RetentionClock } from "../../src/replica/retention-clock.ts";
-import { findLoss } from "../../src/replica/retention-loss.ts";
+import { findingLoss } from "../../src/replica/retention-loss.ts";
 import type { RetentionPlan } from "../../src/replica/retention-plan.ts";
 import type { RetentionPolicy } from "../../src/replica/retention-policy.ts";
+import { atOnce } from "../../src/util/turns.ts";
 import { PaperReplica } from "./paper-replica.ts";
 
 const SECOND_MS = 1_000;
@@ -432,7 +433,7 @@ describe("the check for loss, whatever a plan says, objects to deleting", () => 
       frozen: null,
       nowMs: replica.hostNowMs,
     };
-    return findLoss(inputs, replica.graph(), new Set(names.map((name) => find(replica, name))));
+    return atOnce(findingLoss(inputs, replica.graph(), new Set(names.map((name) => find(replica, name)))));
   }
 
   function merged(): PaperReplica {

@@ -274,6 +274,23 @@ test("a destination that is emptied behind our back is noticed and filled", asyn
   await scene.assertEachRestoresLatest();
 });
 
+test("the only destination, when it is emptied behind our back, gets a full backup of what the database holds", async () => {
+  await using scene = await LockStep.begin(1);
+  const { r, a } = scene;
+  await r.makeRows(20);
+  const daemon = await scene.startSynced();
+  await r.writer.burst(2);
+  await daemon.synced();
+  await a.memory.delete([...(await scene.keysAt(a)), "app/CURRENT"]);
+  await daemon.until("another full backup", () => begun(daemon).length === 2);
+  await daemon.until("CURRENT", async () => (await a.memory.stat("app/CURRENT")) !== null);
+  await r.writer.burst(2);
+  await daemon.synced();
+  expect(begun(daemon)).toEqual(["first backup", "destination gap"]);
+  expect(daemon.log.find(/newest full backup is no longer there/)).toHaveLength(1);
+  await scene.assertEachRestoresLatest();
+});
+
 test("a daemon that starts while one destination is away goes on with the other, and no index forks", async () => {
   await using scene = await LockStep.begin(2);
   const { r, a, b } = scene;

@@ -7,7 +7,7 @@ import type { MirrorEntry } from "../../src/state/mirror-status.ts";
 import type { Backend } from "../../src/storage/backend.ts";
 import { withRetry } from "../../src/storage/retry.ts";
 import { systemClock } from "../../src/util/clock.ts";
-import { silentLogger } from "../../src/util/logger.ts";
+import { type Logger, silentLogger } from "../../src/util/logger.ts";
 import { Semaphore } from "../../src/util/semaphore.ts";
 import { FaultyBackend } from "../faults/faulty-backend.ts";
 import { ReplicaBuilder } from "../replica/builder.ts";
@@ -27,6 +27,7 @@ interface Options {
   readonly intervalMs?: number;
   /** Added to the monotonic clock. */
   readonly aheadMs?: () => number;
+  readonly log?: Logger;
 }
 
 class Running {
@@ -34,7 +35,11 @@ class Running {
   readonly #stop = new AbortController();
   readonly #ended: Promise<void>;
 
-  constructor(sources: readonly Backend[], target: Backend, { policy = KEEP_ALL, intervalMs = 5, aheadMs }: Options) {
+  constructor(
+    sources: readonly Backend[],
+    target: Backend,
+    { policy = KEEP_ALL, intervalMs = 5, aheadMs, log = silentLogger }: Options,
+  ) {
     this.mirror = new Mirror({
       database: "app",
       mirror: target,
@@ -49,7 +54,7 @@ class Running {
       retryBaseMs: 1,
       slots: new Semaphore(6),
       clock: { nowMs: () => Date.now(), monotonicMs: () => systemClock.monotonicMs() + (aheadMs?.() ?? 0) },
-      log: silentLogger,
+      log,
     });
     this.#ended = this.mirror.run(this.#stop.signal);
   }
@@ -294,6 +299,16 @@ describe("nothing is deleted or written over", () => {
     await expectWhole(builder, [place]);
   });
 
+  test("a put that arrived late, when its daemon had been begun anew, is not copied, and nothing to tell of", async () => {
+    const [source, place] = [new MemoryBackend("source"), new MemoryBackend("mirror")];
+    const builder = await storeScene([source]);
+    const late = await builder.storeFork({ kind: "change-set", level: 0, first: 13, last: 13, seal: "p" });
+    await builder.storeFork({ kind: "change-set", level: 0, first: 13, last: 14, seal: "p" });
+    const entry = await mirror([source], place).untilInSync();
+    expect(entry).toMatchObject({ index: 14, last_error: null });
+    expect(place.objects.has(late.key)).toBe(false);
+  });
+
   test("a name that other bytes have taken stays as it is", async () => {
     const [source, place] = [new MemoryBackend("source"), new MemoryBackend("mirror")];
     const builder = await storeScene([source]);
@@ -307,6 +322,28 @@ describe("nothing is deleted or written over", () => {
     const entry = await one.until("a conflict", ({ last_error }) => last_error !== null);
     expect(entry.last_error?.message).toMatch(/another object has the name/);
     expect(place.objects.get(key)).toEqual(stranger);
+  });
+
+  test("names that are taken are told of once, with what to do, however many they are", async () => {
+    const [source, place] = [new MemoryBackend("source"), new MemoryBackend("mirror")];
+    const builder = await storeScene([source]);
+    const told: string[] = [];
+    const hear = (level: string) => (message: string) => {
+      if (message === "an object cannot be mirrored") told.push(level);
+    };
+    const one = mirror([source], place, { log: { ...silentLogger, warn: hear("warn"), debug: hear("debug") } });
+    await one.untilInSync();
+    const stranger = new Uint8Array(place.objects.get("app/L0/0000000000000012-0000000000000012.p") ?? []);
+    for (let index = 13; index <= 16; index++) {
+      builder.commitRandom(3);
+      const { key } = await builder.storeChangeSet(index);
+      place.objects.set(key, stranger);
+      one.mirror.note(key, null);
+    }
+    await eventually(() => told.length === 4, { what: "four conflicts", explain: () => JSON.stringify(told) });
+    expect(told).toEqual(["warn", "debug", "debug", "debug"]);
+    expect(one.mirror.entry).toMatchObject({ state: "behind", behind_objects: 4 });
+    expect(one.mirror.entry.last_error?.message).toMatch(/another object has the name .*\.p\): run `bakelite verify`/);
   });
 
   test("bits that flip at the mirror are mended by repair", async () => {
