@@ -17,7 +17,7 @@ import {
 } from "./chunk.ts";
 import { damaged } from "./damage.ts";
 import type { PageBatch } from "./encode.ts";
-import { type KeyRing, openSealedBulk, openSealedFrame, type SealContext } from "./envelope.ts";
+import { describeOtherKey, type KeyRing, openSealedBulk, openSealedFrame, type SealContext } from "./envelope.ts";
 import { isDocument, type ObjectHeader, parseHeader } from "./header.ts";
 import { type DataChunkRef, type IndexChunk, parseIndexChunk } from "./index-chunk.ts";
 import { checkShape, parseJson } from "./json.ts";
@@ -232,19 +232,8 @@ function chooseKey(
       headerSha256: new Bun.CryptoHasher("sha256").update(headerBytes).digest(),
     };
   }
-  if (keys.size === 0) {
-    const hint = "set [defaults.encryption] key_file to the file with that key";
-    throw new BakeliteError("key-wrong", `the replica was written with key ${fingerprint}, and no key is configured`, {
-      subject,
-      hint,
-    });
-  }
   const hint = `set [defaults.encryption] key_file to the file with key ${fingerprint}`;
-  throw new BakeliteError(
-    "key-wrong",
-    `the replica was written with key ${fingerprint}, this is ${keys.fingerprints.join(", ")}`,
-    { subject, hint },
-  );
+  throw new BakeliteError("key-wrong", describeOtherKey(fingerprint, keys), { subject, hint });
 }
 
 class OpenObject implements ObjectReader {

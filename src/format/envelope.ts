@@ -53,6 +53,12 @@ export function keyRing(keys: readonly SealKey[]): KeyRing {
 
 export const emptyKeyRing: KeyRing = keyRing([]);
 
+/** For people: which key something is sealed with, and which keys there are instead. `fingerprint` is not in the ring. */
+export function describeOtherKey(fingerprint: string, { fingerprints }: KeyRing): string {
+  const ours = fingerprints.length === 0 ? "and no key is configured" : `this is ${fingerprints.join(", ")}`;
+  return `the replica was written with key ${fingerprint}, ${ours}`;
+}
+
 /** HKDF-SHA-256 of a 32-byte key: the sealing key and the fingerprint. docs/storage-format.md section 5. */
 export function deriveSealKey(rawKey: Uint8Array): SealKey {
   assert(rawKey.length === KEY_BYTES, "a key has 32 bytes");

@@ -1,3 +1,4 @@
+import { describeOtherKey } from "../format/envelope.ts";
 import { PLAINTEXT_SEAL } from "../format/names.ts";
 import { BakeliteError } from "../util/errors.ts";
 import { plural } from "../util/plural.ts";
@@ -260,9 +261,8 @@ function sealProblem(replica: Replica, object: ReplicaObject, doing = "restore")
       subject,
       hint: "if it was stored before encryption was switched on, set accept_plaintext = true under [defaults.encryption], or run `bakelite reencrypt`; if not, somebody without the key has put it there: do neither",
     });
-  const { fingerprints } = replica.options.keys;
-  const ours = fingerprints.length === 0 ? "and no key is configured" : `this is ${fingerprints.join(", ")}`;
-  return new BakeliteError("key-wrong", `cannot ${doing}: the replica was written with key ${object.seal}, ${ours}`, {
+  const why = describeOtherKey(object.seal, replica.options.keys);
+  return new BakeliteError("key-wrong", `cannot ${doing}: ${why}`, {
     subject,
     hint: `set [defaults.encryption] key_file to the file with key ${object.seal}`,
   });

@@ -1,4 +1,5 @@
 import { openObject, verifyObject } from "../format/decode.ts";
+import { describeOtherKey } from "../format/envelope.ts";
 import { PLAINTEXT_SEAL } from "../format/names.ts";
 import { BakeliteError, unreachable } from "../util/errors.ts";
 import { type Catalog, keyOf, nameOf, type ReplicaObject } from "./catalog.ts";
@@ -191,7 +192,9 @@ export class RepairScan {
     const matches = await this.#matchesFooter(object, options);
     if (matches === null) return null;
     const isPlain = object.seal === PLAINTEXT_SEAL;
-    const message = isPlain ? "it is not encrypted, but a key is configured" : "it is sealed with another key";
+    const message = isPlain
+      ? "it is not encrypted, but a key is configured"
+      : describeOtherKey(object.seal, this.#replica.options.keys);
     const hint = isPlain
       ? `run \`bakelite reencrypt --db ${this.#replica.database}\`, or set accept_plaintext = true under [defaults.encryption] if that is right`
       : `set [defaults.encryption] key_file to the file with key ${object.seal}`;

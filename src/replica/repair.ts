@@ -1,6 +1,5 @@
 import type { DestinationNews } from "../config/assemble.ts";
 import type { DatabaseConfig } from "../config/types.ts";
-import { PLAINTEXT_SEAL } from "../format/names.ts";
 import { BakeliteError } from "../util/errors.ts";
 import { keyOf, markedIndexes, type ReplicaObject } from "./catalog.ts";
 import { openConfiguredReplica } from "./configured.ts";
@@ -324,7 +323,7 @@ class Repair {
       const verdict = this.#scan.verdictOf(object);
       const error = verdict !== null && "error" in verdict ? verdict.error : null;
       const isBroken = verdict?.kind === "sealed" && !verdict.matches;
-      const { message, nextStep } = this.#wordsFor(kind, { error, cost, seal: object.seal, isBroken });
+      const { message, nextStep } = this.#wordsFor(kind, { error, cost, isBroken });
       const destination = this.#replica.locationOf(object.destination);
       yield { kind, destination, key: keyOf(this.#replica.database, object), message, nextStep, cost };
     }
@@ -358,7 +357,7 @@ class Repair {
           : "delete it: restores do without it, and the daemon writes a new one";
         yield { kind, destination, key, message, nextStep, cost: null };
       } else {
-        const { message, nextStep } = this.#wordsFor(kind, { error, cost: null, seal: "", isBroken: false });
+        const { message, nextStep } = this.#wordsFor(kind, { error, cost: null, isBroken: false });
         yield { kind, destination, key, message, nextStep, cost: null };
       }
     }
@@ -369,11 +368,10 @@ class Repair {
     about: {
       readonly error: BakeliteError | null;
       readonly cost: LostPoints | null;
-      readonly seal: string;
       readonly isBroken: boolean;
     },
   ): { readonly message: string; readonly nextStep: string } {
-    const { error, cost, seal, isBroken } = about;
+    const { error, cost, isBroken } = about;
     const why = error === null ? "" : `: ${sentenceOf(error)}`;
     switch (kind) {
       case "lost":
@@ -392,7 +390,7 @@ class Repair {
         };
       case "sealed":
         return {
-          message: `it cannot be read with the configured key${seal === "" || seal === PLAINTEXT_SEAL ? "" : `, but with key ${seal}`}, so that its SHA-256 was all that could be checked, and that ${isBroken ? "does not match: it is damaged" : "matches"}${seal === PLAINTEXT_SEAL ? why : ""}`,
+          message: `it cannot be read${why}; its SHA-256 was all that could be checked, and that ${isBroken ? "does not match: it is damaged" : "matches"}`,
           nextStep: error?.hint ?? "configure the key that it was written with",
         };
       case "foreign":

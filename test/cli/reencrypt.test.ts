@@ -1,12 +1,21 @@
 // deadline: 180 s
 import { describe, expect, test } from "bun:test";
-import { chmodSync, mkdirSync, readFileSync, renameSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  symlinkSync,
+  unlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { acquireInstanceLock } from "../../src/state/instance-lock.ts";
 import { silentLogger } from "../../src/util/logger.ts";
 import { eventually } from "../support/eventually.ts";
 import { executablePath } from "../support/executable.ts";
-import { filesBelow, holds, SealedScene, type TestKey } from "./sealed-scene.ts";
+import { filesBelow, SealedScene, type TestKey } from "./sealed-scene.ts";
 
 const begun = (log: readonly { readonly message: string; readonly [field: string]: unknown }[]) =>
   log.filter(({ message }) => message === "full backup begins").map(({ reason }) => reason);
@@ -112,6 +121,73 @@ test("while a reencrypt runs, what writes or deletes objects is refused with its
   await lock.release();
   for (const args of [["compact"], ["prune"], ["repair"], ["keep", "--drop", "before"]])
     expect([args, (await scene.run(...args)).status]).toEqual([args, 0]);
+});
+
+/** Starts the command and stops it, until SIGCONT, at a moment at which it stores a full backup; null: it was faster. */
+async function stopWhileStoring(command: readonly string[], replica: string) {
+  const child = Bun.spawn([...command], { stderr: "pipe", stdout: "pipe" });
+  const isStoring = () => filesBelow(replica).some((path) => path.includes("/full/.tmp-"));
+  await eventually(() => isStoring() || child.exitCode !== null, { what: "a full backup to be stored", pollMs: 1 });
+  child.kill("SIGSTOP");
+  const stateOf = () => /^State:\s+(\S)/m.exec(readFileSync(`/proc/${child.pid}/status`, "utf8"))?.[1];
+  await eventually(() => child.exitCode !== null || /[TZ]/.test(stateOf() ?? "Z"), {
+    what: "the process to be stopped",
+  });
+  if (child.exitCode === null && isStoring()) return child;
+  child.kill("SIGCONT");
+  await child.exited;
+  return null;
+}
+
+test("real processes: beside a reencrypt nothing is stored or deleted, and a repair that had begun before does no harm", async () => {
+  await using scene = await SealedScene.begin(2);
+  await scene.writer.sql("CREATE TABLE bulk AS SELECT randomblob(12000000) AS body");
+  await scene.backUp(1);
+  const [key, full] = [scene.makeKey(1), scene.objects().find((name) => name.startsWith("full/")) ?? ""];
+  const [, second = ""] = scene.replicas;
+  const command = (name: string) => {
+    scene.writeConfig();
+    return [executablePath(), name, "--config", scene.config];
+  };
+
+  let repair: Awaited<ReturnType<typeof stopWhileStoring>> = null;
+  for (let attempt = 1; repair === null; attempt++) {
+    expect(attempt).toBeLessThan(20);
+    unlinkSync(scene.pathOf(full, second));
+    repair = await stopWhileStoring(command("repair"), second);
+  }
+  scene.key = key;
+  expect(await scene.run("reencrypt")).toMatchObject({ status: 0 });
+  repair.kill("SIGCONT");
+  // What it was storing is gone with what interrupted uploads leave, and what it would store next is not there any more.
+  expect([await repair.exited, await repair.stdout.text()]).toEqual([
+    1,
+    expect.stringContaining("nothing was written"),
+  ]);
+  expect(sealsOf(scene.objects(second))).toEqual([key.fingerprint]);
+
+  let reencrypt: Awaited<ReturnType<typeof stopWhileStoring>> = null;
+  for (let attempt = 1; reencrypt === null; attempt++) {
+    expect(attempt).toBeLessThan(20);
+    scene.key = scene.makeKey(attempt + 1);
+    const oldKey = ["--old-key-file", scene.directory.file(`key-${attempt}.txt`)];
+    reencrypt = await stopWhileStoring([...command("reencrypt"), ...oldKey], scene.replica);
+  }
+  const before = scene.replicas.map((replica) => filesBelow(replica));
+  const refusal = `process ${reencrypt.pid} is rewriting what is stored`;
+  for (const args of [["compact"], ["prune"], ["repair"], ["keep", "--label", "now"], ["reencrypt"], ["daemon"]])
+    expect([args, await scene.run(...args)]).toEqual([
+      args,
+      expect.objectContaining({ status: 1, output: expect.stringContaining(refusal) }),
+    ]);
+  expect(scene.replicas.map((replica) => filesBelow(replica))).toEqual(before);
+  reencrypt.kill("SIGCONT");
+  expect([await reencrypt.exited, await reencrypt.stderr.text()]).toEqual([0, ""]);
+  // The full backup that the first repair did not finish.
+  expect((await scene.run("repair")).stdout).toContain("1 missing added");
+  for (const replica of scene.replicas) expect(sealsOf(scene.objects(replica))).toEqual([scene.key?.fingerprint]);
+  expect(await scene.verify()).toMatchObject({ status: 0, kinds: [], warnings: [] });
+  await scene.restoreAll();
 });
 
 test("where the database is not on this host, reencrypt wants to be told that no daemon follows it", async () => {
@@ -335,11 +411,11 @@ test("every command that opens objects names the key that is wanted, and the one
     for (const args of commands) {
       scene.key = configured;
       const { status, output } = await scene.run(...args, "--db", "app");
-      // `repair` does not say which key it has; without any, `reencrypt` asks for the old one as an option.
-      const own = args[0] === "repair" ? key.fingerprint : other.fingerprint;
+      // Without any key, `reencrypt` asks for the old one as an option.
       const setting = args[0] === "reencrypt" ? "--old-key-file" : "key_file";
-      const wanted = [key.fingerprint, configured === null ? setting : own];
-      if (status === 0 || !wanted.every((text) => output.includes(text)))
+      const wanted = [key.fingerprint, configured === null ? setting : other.fingerprint];
+      const isOfAnother = args[0] !== "restore" && output.includes("cannot restore");
+      if (status === 0 || isOfAnother || !wanted.every((text) => output.includes(text)))
         failed.push(`${args[0]} with ${configured?.fingerprint ?? "no key"}: ${status} ${output}`);
     }
   expect(failed).toEqual([]);
@@ -354,8 +430,23 @@ test("a key file that others can read is noted once by readers and the daemon, a
   const note = `every user of this host can read the encryption key (mode 0644): run \`chmod 600 ${key.path}\``;
   const daemon = await scene.backUp();
   expect(daemon.log.filter(({ message }) => message.startsWith(note))).toMatchObject([{ level: "warn" }]);
-  for (const args of [["list"], ["verify"], ["usage"], ["reencrypt"], ["list", "--json"]])
-    expect((await scene.run(...args)).stderr.split(note)).toHaveLength(2);
+  const restored = scene.directory.file("restored.db");
+  for (const args of [
+    ["list"],
+    ["list", "--json"],
+    ["verify"],
+    ["usage"],
+    ["restore", "--output", restored],
+    ["compact"],
+    ["prune"],
+    ["repair"],
+    ["keep", "--label", "before"],
+    ["keep", "--drop", "before"],
+    ["reencrypt"],
+  ]) {
+    const { status, stderr } = await scene.run(...args, "--db", "app");
+    expect([args, status, stderr.split(note).length - 1]).toEqual([args, 0, 1]);
+  }
   expect((await scene.run("status")).output).not.toContain("chmod");
   chmodSync(key.path, 0o600);
   expect((await scene.run("list")).stderr).toBe("");
@@ -363,21 +454,17 @@ test("a key file that others can read is noted once by readers and the daemon, a
 
 test("no key material is in any output, log, state file or stored object", async () => {
   await using scene = await SealedScene.begin();
-  const [first, second] = [scene.makeKey(0x5a), scene.makeKey(0x6b)];
+  // Bytes whose base64 and base64url differ, and whose hexadecimal has letters.
+  const bytes = [0x9d, 0xfb];
+  const [first, second] = [scene.makeKey(0x9d), scene.makeKey(0xfb)];
   scene.key = first;
   await scene.backUp();
-  for (const args of [
-    ["list", "--db", "app"],
-    ["status"],
-    ["verify", "--deep"],
-    ["usage"],
-    ["config"],
-    ["config", "--json"],
-  ])
+  const opening = [["list"], ["verify", "--deep"], ["compact"], ["prune"], ["repair"], ["keep", "--label", "x"]];
+  for (const args of [...opening, ["status"], ["usage"], ["doctor"], ["config"], ["config", "--json"]])
     await scene.run(...args, "--verbose");
   scene.key = second;
-  for (const args of [["list"], ["verify"], ["restore", "--output", scene.directory.file("x.db")], ["reencrypt"]])
-    await scene.run(...args, "--verbose");
+  const restore = ["restore", "--db", "app", "--output", scene.directory.file("x.db")];
+  for (const args of [...opening, restore, ["reencrypt"], ["doctor", "--json"]]) await scene.run(...args, "--verbose");
   await scene.run("reencrypt", "--old-key-file", first.path, "--verbose");
   symlinkSync(first.path, scene.directory.file("link"));
   await scene.run("reencrypt", "--old-key-file", scene.directory.file("link"), "--json", "--verbose");
@@ -390,24 +477,25 @@ test("no key material is in any output, log, state file or stored object", async
     writeFileSync(scene.directory.file("odd"), mistyped);
     await scene.run("reencrypt", "--old-key-file", scene.directory.file("odd"), "--verbose");
   }
-  const secrets = [0x5a, 0x6b].flatMap((byte) => {
-    const raw = Buffer.alloc(32, byte);
-    const texts = [first, second].map(({ text }) => text.slice(16, 40));
-    return [
-      ...texts,
-      raw.toString("hex").slice(0, 24),
-      raw.toString("base64").slice(0, 20),
-      raw.toString("latin1").slice(0, 16),
-    ];
+  // The last one of them, as the configured key.
+  scene.key = { ...first, path: scene.directory.file("odd") };
+  for (const args of [restore, ["repair"], ["doctor"], ["config"]])
+    expect((await scene.run(...args, "--verbose")).output).not.toBe("");
+  // Compared in lower case, so that each form stands for its upper case too.
+  const secrets = [first, second].flatMap(({ text }, i) => {
+    const raw = Buffer.alloc(32, bytes[i]);
+    const forms = (["hex", "base64", "base64url", "latin1"] as const).map((form) => raw.toString(form));
+    const lists = [",", ", "].map((separator) => raw.join(separator));
+    return [text.slice(16), text.slice(40), ...forms, ...lists].map((form) => form.slice(0, 20).toLowerCase());
   });
-  for (const secret of secrets) {
-    expect(scene.printed).not.toContain(secret);
-    expect(scene.logs).not.toContain(secret);
-    for (const path of filesBelow(scene.directory.path)) {
-      if (/key-\d+\.txt$|odd$|link$/.test(path)) continue;
-      expect([path, holds(path, Buffer.from(secret, "latin1"))]).toEqual([path, false]);
-    }
+  const found = (text: string) => secrets.filter((secret) => text.toLowerCase().includes(secret));
+  expect([found(scene.printed), found(scene.logs)]).toEqual([[], []]);
+  for (const path of filesBelow(scene.directory.path)) {
+    if (/key-\d+\.txt$|odd$|link$/.test(path)) continue;
+    expect([path, found(readFileSync(path, "latin1"))]).toEqual([path, []]);
   }
+  // That the search finds what it is for.
+  expect(found(readFileSync(first.path, "latin1"))).toHaveLength(2);
   expect(scene.printed.length).toBeGreaterThan(2000);
   expect(scene.logs.length).toBeGreaterThan(1000);
 });

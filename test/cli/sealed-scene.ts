@@ -1,5 +1,5 @@
 import { expect } from "bun:test";
-import { chmodSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { deriveSealKey, formatKeyText } from "../../src/format/envelope.ts";
 import { type DaemonProcess, daemonConfig, runBakelite, startDaemon } from "../oracle/daemon-process.ts";
@@ -152,9 +152,4 @@ export function filesBelow(path: string): readonly string[] {
   return readdirSync(path, { recursive: true, encoding: "utf8" })
     .map((name) => join(path, name))
     .filter((name) => statSync(name, { throwIfNoEntry: false })?.isFile() === true);
-}
-
-/** Whether the bytes of the file hold `text` anywhere. */
-export function holds(path: string, text: string | Uint8Array): boolean {
-  return readFileSync(path).includes(text);
 }

@@ -3,7 +3,7 @@ import type { DatabaseConfig } from "../../config/types.ts";
 import { refuseBesideReencrypt } from "../../replica/beside-reencrypt.ts";
 import { openConfiguredReplica } from "../../replica/configured.ts";
 import { dropMark, isLabel, type MarkedState, type PlacedMark, placeMark, readMarks } from "../../replica/marks.ts";
-import { planRestore, type RestoreTarget } from "../../replica/plan.ts";
+import { assertReadable, planRestore, type RestoreTarget } from "../../replica/plan.ts";
 import type { Replica } from "../../replica/replica.ts";
 import { buildInfo } from "../../util/build-info.ts";
 import { BakeliteError, describeError } from "../../util/errors.ts";
@@ -101,6 +101,7 @@ async function mark(
   { label, target }: MarkRequest,
 ): Promise<number> {
   const { stdout, stderr, clock, flags } = context;
+  assertReadable(replica, "mark a state");
   const plan = await planRestore(replica, target);
   const { sealKey } = await loadKeys(database.encryption);
   const lockStepCount = database.backends.filter((backend) => !backend.async).length;
