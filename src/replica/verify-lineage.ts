@@ -461,7 +461,10 @@ class Judge {
       case "fault":
         this.#problem(current.kind, destination, key, {
           message: current.message,
-          nextStep: "restores do without it; the daemon rewrites it with the next full backup, or delete it",
+          nextStep:
+            current.kind === "unreadable-key"
+              ? "check key_file, or accept_plaintext, under [defaults.encryption]"
+              : "restores do without it; the daemon rewrites it with the next full backup, or delete it",
         });
         return;
       case "read":

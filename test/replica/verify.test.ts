@@ -406,6 +406,8 @@ describe("keys", () => {
     const keys = keyRing([testKey(1)]);
     const report = await verify({ keys, seal: testKey(1).fingerprint });
     expect(new Set(report.problems.listed.map(({ kind }) => kind))).toEqual(new Set(["unreadable-key"]));
+    const current = report.problems.listed.find(({ key }) => key === "app/CURRENT");
+    expect(current?.nextStep).toBe("check key_file, or accept_plaintext, under [defaults.encryption]");
     expect(report.problems.count).toBe(backend.objects.size);
     expect(report.restorability.newest).toBeNull();
     const accepting = await verify({ keys, seal: testKey(1).fingerprint, acceptPlaintext: true });
