@@ -110,10 +110,10 @@ const LOOK_MARGIN_MS = 1000;
 const SYNC_DEADLINE_MS = 45_000;
 const MIN_LIVE_RESTORES = 6;
 const OVERTIME_MS = 30_000;
-const AT_REST_TIMES = 15;
+/** How many restores are graded at rest; over a line that has been faulty all the while each takes long. */
+const AT_REST = { near: { times: 15, points: 40 }, remote: { times: 8, points: 15 } } as const;
 /** So many of them the independent reader restores, too. */
 const JUDGED_TIMES = 3;
-const AT_REST_POINTS = 40;
 const JUDGE = fileURLToPath(new URL("../judge/bakelite_reader.py", import.meta.url));
 
 /** An undisturbed daemon that is so far behind is not slow but stuck. */
@@ -620,13 +620,14 @@ class TortureRun implements AsyncDisposable {
 
   async #restoreAtRest(lastIndex: number): Promise<void> {
     const random = this.#random.fork("at rest");
-    for (let i = 0; i < AT_REST_TIMES; i++) {
+    const count = AT_REST[(this.#options.destination ?? "file") === "file" ? "near" : "remote"];
+    for (let i = 0; i < count.times; i++) {
       const timeMs = this.#anyTime(random);
       const restored = await this.#restorer.restore({ kind: "time", timeMs }, { keep: i < JUDGED_TIMES });
       if (restored !== null && i < JUDGED_TIMES) await this.#compareWithJudge(timeMs, restored);
     }
     const points = await this.#restorer.restorePoints();
-    for (const point of points.filter((each) => each > lastIndex - AT_REST_POINTS))
+    for (const point of points.filter((each) => each > lastIndex - count.points))
       await this.#restorer.restore({ kind: "index", index: point });
   }
 
