@@ -222,7 +222,7 @@ test.each([{ exists: false }, { exists: true }])(
         if (status === 0) expect(stderr).toBe("");
         else
           expect(stderr).toMatch(
-            /^bakelite: cannot replace the database: process \d+ \(bakelite\) has it open: .*\n {2}hint: .*\n$/,
+            /^bakelite: cannot replace the database: process \d+ \(bakelite\) has .+ open \(.+\)\n {2}hint: .+\n$/,
           );
       expect(readdirSync(folder)).toEqual(["app.db"]);
       expect([...states]).toContain(digestOfFile(output));
