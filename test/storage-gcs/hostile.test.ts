@@ -44,6 +44,12 @@ const answer = fc.record({
   ),
 });
 
+/** A session that says to have two bytes of the first chunk, of which Google takes multiples of 256 KiB. */
+const MIDWAY_IN_A_PIECE = [
+  { status: 200, headers: { location: `${BASE}/x?upload_id=1` }, body: "" },
+  { status: 308, headers: { range: "bytes=0-1" }, body: "" },
+] as const;
+
 test("whatever a server answers, a call ends with a result or an error of ours, and no token goes elsewhere", async () => {
   const token = { token: "ya29.secret", expiresMs: Number.MAX_SAFE_INTEGER };
   await fc.assert(
@@ -102,6 +108,6 @@ test("whatever a server answers, a call ends with a result or an error of ours, 
       }
       for (const url of urls) expect(url).toStartWith(`${BASE}/`);
     }),
-    { numRuns: 200 },
+    { numRuns: 200, examples: [[[...MIDWAY_IN_A_PIECE], 1]] },
   );
 }, 60_000);

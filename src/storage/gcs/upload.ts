@@ -194,6 +194,8 @@ class ChunkedUpload {
       if (progress.bytes === end && !chunk.isLast) return "goes on";
       if (progress.bytes < chunk.start || progress.bytes > end)
         throw this.#malformed(`${progress.bytes} bytes of an upload that has sent ${chunk.start} to ${end}`);
+      if (!chunk.isLast && progress.bytes % PIECE_MULTIPLE_BYTES !== 0)
+        throw this.#malformed(`${progress.bytes} bytes of an upload that goes on, not a multiple of 256 KiB`);
       if (progress.bytes - chunk.start > sentBytes) failureCount = 0;
       else if (failure === null && ++failureCount > client.retries)
         throw this.#malformed(`no byte taken of those from ${chunk.start + sentBytes} on`);
