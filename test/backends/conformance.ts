@@ -1,12 +1,12 @@
 import { describe, expect, test } from "bun:test";
 import { createHash } from "node:crypto";
-import fc from "fast-check";
 import type { Backend, ByteRange, ByteSource, ListOptions, UnfinishedUpload } from "../../src/storage/backend.ts";
 import { bytesSource } from "../../src/storage/backend.ts";
 import { compareKeys } from "../../src/storage/object-key.ts";
 import { backendRangeSource } from "../../src/storage/range-source.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { withDeadline } from "../support/eventually.ts";
+import { fc } from "../support/properties.ts";
 import { seededRandom } from "../support/random.ts";
 
 /** A backend over an empty place of its own; what it stores may be gone after disposal. */

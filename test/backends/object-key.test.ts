@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { assertKeyPrefix, assertObjectKey, compareKeys, sortKeys } from "../../src/storage/object-key.ts";
+import { fc } from "../support/properties.ts";
 
 const unicode = fc.string({ unit: "binary" });
 const nearSurrogates = fc.string({

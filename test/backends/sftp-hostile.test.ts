@@ -1,6 +1,5 @@
 import { describe, expect, test } from "bun:test";
 import { Duplex } from "node:stream";
-import fc from "fast-check";
 import { readWholeDirectory } from "../../src/storage/sftp/directory.ts";
 import { SftpStatusError } from "../../src/storage/sftp/errors.ts";
 import { SftpSession } from "../../src/storage/sftp/session.ts";
@@ -8,6 +7,7 @@ import { readPieces } from "../../src/storage/sftp/transfer.ts";
 import { encodePacket, type Field, PACKET, PacketReader, PacketSplitter, STATUS } from "../../src/storage/sftp/wire.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { withDeadline } from "../support/eventually.ts";
+import { fc } from "../support/properties.ts";
 
 /** What a server sends for a request, without its number: a type and the fields after the number. */
 type Reply = (type: number, fields: PacketReader) => readonly [number, ...Field[]] | Buffer | null;

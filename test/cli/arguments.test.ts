@@ -1,8 +1,8 @@
 import { describe, expect, test } from "bun:test";
-import fc from "fast-check";
 import { GLOBAL_OPTIONS, parseArguments, splitCommandLine } from "../../src/cli/arguments.ts";
 import { type OptionSpec, OptionValues } from "../../src/cli/option-values.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
+import { fc } from "../support/properties.ts";
 
 const OPTIONS: readonly OptionSpec[] = [
   ...GLOBAL_OPTIONS,

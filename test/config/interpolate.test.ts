@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { interpolate, interpolateDocument } from "../../src/config/interpolate.ts";
+import { fc } from "../support/properties.ts";
 
 function run(text: string, env: Record<string, string | undefined>) {
   const complaints: string[] = [];

@@ -1,11 +1,11 @@
 import { describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { chmod, mkdir, writeFile } from "node:fs/promises";
-import fc from "fast-check";
 import { loadConfig, parseConfig } from "../../src/config/load.ts";
 import { DEFAULT_CONFIG_PATH } from "../../src/config/source.ts";
 import type { BackendConfig, Config } from "../../src/config/types.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
+import { fc } from "../support/properties.ts";
 import { temporaryDirectory } from "../support/temporary-directory.ts";
 
 const MINIMAL = `

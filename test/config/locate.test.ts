@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { parse } from "smol-toml";
 import { locateKeys, positionAt } from "../../src/config/locate.ts";
 import { isTable, type KeyPath } from "../../src/config/problems.ts";
+import { fc } from "../support/properties.ts";
 
 const TOML = `# first
 top = """

@@ -1,7 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import fc from "fast-check";
 import { metricFamilies } from "../../src/daemon/metrics.ts";
 import { DestinationFailures } from "../../src/daemon/metrics-backend.ts";
 import { parseMaxOpenFiles, parseVirtualBytes, readProcessFigures } from "../../src/daemon/metrics-process.ts";
@@ -15,6 +14,7 @@ import { bytesSource } from "../../src/storage/backend.ts";
 import { MemoryBackend } from "../../src/storage/memory.ts";
 import { buildInfo } from "../../src/util/build-info.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
+import { fc } from "../support/properties.ts";
 import { temporaryDirectory } from "../support/temporary-directory.ts";
 import { daemonView, files, HOSTILE, NOW_MS, type Scene, variedScenes, verified } from "./http-scene.ts";
 import { parseMetrics, promtool, type ScrapedSample } from "./scrape.ts";

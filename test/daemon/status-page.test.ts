@@ -2,10 +2,10 @@
 import { describe, expect, test } from "bun:test";
 import { readFile } from "node:fs/promises";
 import { inflateSync } from "node:zlib";
-import fc from "fast-check";
 import { STATUS_PAGE_POLICY, statusPage } from "../../src/daemon/status-page.ts";
 import { buildInfo } from "../../src/util/build-info.ts";
 import { configPathIn, startDaemon } from "../oracle/daemon-process.ts";
+import { fc } from "../support/properties.ts";
 import { temporaryDirectory } from "../support/temporary-directory.ts";
 import { daemonView, files, HOSTILE, type Scene, variedScenes, verified } from "./http-scene.ts";
 

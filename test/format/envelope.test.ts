@@ -3,7 +3,6 @@ import { hkdfSync } from "node:crypto";
 import { xchacha20poly1305 } from "@noble/ciphers/chacha.js";
 import { hkdf } from "@noble/hashes/hkdf.js";
 import { sha256 } from "@noble/hashes/sha2.js";
-import fc from "fast-check";
 import type { ChunkPlace } from "../../src/format/chunk.ts";
 import {
   deriveSealKey,
@@ -17,6 +16,7 @@ import {
   sealBulk,
   sealFrame,
 } from "../../src/format/envelope.ts";
+import { fc } from "../support/properties.ts";
 import { expectCode, OTHER_KEY, SAMPLE_KEY, u64 } from "./samples.ts";
 
 const rawKey = fc.uint8Array({ minLength: 32, maxLength: 32 });

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import fc from "fast-check";
 import { encodeHeader, type ObjectHeader, parseHeader } from "../../src/format/header.ts";
+import { fc } from "../support/properties.ts";
 import { expectCode, sampleOf, u32 } from "./samples.ts";
 
 const hexText = (digits: number) => fc.stringMatching(new RegExp(`^[0-9a-f]{${digits}}$`));

@@ -1,5 +1,4 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import {
   currentKey,
   formatName,
@@ -11,6 +10,7 @@ import {
   parseMarkName,
   parseName,
 } from "../../src/format/names.ts";
+import { fc } from "../support/properties.ts";
 
 const index = fc.integer({ min: 1, max: Number.MAX_SAFE_INTEGER });
 const seal = fc.oneof(

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
-import fc from "fast-check";
 import { checkPageHashes, footerSha256, openObject, readDocument, verifyObject } from "../../src/format/decode.ts";
 import { encodeDocument, encodeObject, type PageBatch } from "../../src/format/encode.ts";
+import { fc } from "../support/properties.ts";
 import { forge } from "./forge.ts";
 import {
   collect,

@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { checkPageHashes } from "../../src/format/decode.ts";
 import { LineageHasher } from "../../src/format/lineage.ts";
 import { hashPage, lockPageNumber, xorDigest } from "../../src/format/pages.ts";
+import { fc } from "../support/properties.ts";
 import { digestByDefinition, lineageByDefinition, pageHashByDefinition, pages, toBatch } from "./samples.ts";
 
 test("the lock page is the one that holds byte 2^30", () => {

@@ -1,12 +1,12 @@
 import { expect } from "bun:test";
 import { createHash } from "node:crypto";
-import fc from "fast-check";
 import type { DecodeOptions, RangeSource } from "../../src/format/decode.ts";
 import { type EncodeOptions, encodeObject, type PageBatch, type TrailerFields } from "../../src/format/encode.ts";
 import { deriveSealKey, emptyKeyRing, keyRing } from "../../src/format/envelope.ts";
 import type { ObjectHeader } from "../../src/format/header.ts";
 import type { ObjectName } from "../../src/format/names.ts";
 import { BakeliteError, type ErrorCode } from "../../src/util/errors.ts";
+import { fc } from "../support/properties.ts";
 
 /** The key that samples are sealed with, and one that opens none of them. */
 export const SAMPLE_KEY = deriveSealKey(new Uint8Array(32).fill(7));

@@ -1,5 +1,4 @@
 import { describe, expect, test } from "bun:test";
-import fc from "fast-check";
 import { verifyObject } from "../../src/format/decode.ts";
 import type { SealKey } from "../../src/format/envelope.ts";
 import { lockPageNumber } from "../../src/format/pages.ts";
@@ -7,6 +6,7 @@ import { keyOf } from "../../src/replica/catalog.ts";
 import { compactReplica, type Merged } from "../../src/replica/compact.ts";
 import { backendRangeSource } from "../../src/storage/range-source.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
+import { fc } from "../support/properties.ts";
 import { seededRandom } from "../support/random.ts";
 import { ReplicaBuilder, testKey } from "./builder.ts";
 import { MemoryBackend } from "./memory-backend.ts";

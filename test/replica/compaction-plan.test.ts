@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
-import fc from "fast-check";
 import { keyOf, type ReplicaObject } from "../../src/replica/catalog.ts";
 import { type MergePlan, planMerges } from "../../src/replica/compaction-plan.ts";
+import { fc } from "../support/properties.ts";
 import { PaperReplica } from "./paper-replica.ts";
 
 const SECOND_MS = 1_000;

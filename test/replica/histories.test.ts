@@ -1,9 +1,9 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { emptyKeyRing } from "../../src/format/envelope.ts";
 import { carryOut, planRestore, type RestoreTarget } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
+import { fc } from "../support/properties.ts";
 import { seededRandom } from "../support/random.ts";
 import { ReplicaBuilder, type StoredChange } from "./builder.ts";
 import { findRestorePoints } from "./judge.ts";

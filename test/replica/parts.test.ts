@@ -1,11 +1,11 @@
 import { describe, expect, test } from "bun:test";
-import fc from "fast-check";
 import { hashPage, lockPageNumber } from "../../src/format/pages.ts";
 import { mapAhead } from "../../src/replica/ahead.ts";
 import { CatalogBuilder, isEmpty, keyOf } from "../../src/replica/catalog.ts";
 import { ObjectSource } from "../../src/replica/object-source.ts";
 import { PageTally } from "../../src/replica/page-tally.ts";
 import { bytesSource } from "../../src/storage/backend.ts";
+import { fc } from "../support/properties.ts";
 import { MemoryBackend } from "./memory-backend.ts";
 
 describe("mapAhead", () => {

@@ -1,9 +1,9 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { objectKey, PLAINTEXT_SEAL } from "../../src/format/names.ts";
 import { type Catalog, CatalogBuilder, type ReplicaObject } from "../../src/replica/catalog.ts";
 import type { Knowledge, ObjectFacts } from "../../src/replica/facts.ts";
 import { LineageGraph, type PathPreferences } from "../../src/replica/paths.ts";
+import { fc } from "../support/properties.ts";
 import { ReferenceGraph } from "./reference-graph.ts";
 
 const HIGHEST_INDEX = 14;

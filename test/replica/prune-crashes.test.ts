@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import type { RetentionPolicy } from "../../src/replica/retention-policy.ts";
+import { fc } from "../support/properties.ts";
 import { type Random, seededRandom } from "../support/random.ts";
 import { ReplicaBuilder, testKey } from "./builder.ts";
 import { ClockedBackend, Killed } from "./clocked-backend.ts";

@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { keyBelow, keyOf } from "../../src/replica/catalog.ts";
 import type { MergePlan } from "../../src/replica/compaction-plan.ts";
 import type { Expiry } from "../../src/replica/retention-plan.ts";
+import { fc } from "../support/properties.ts";
 import { type PaperPolicy, PaperReplica } from "./paper-replica.ts";
 import { promised } from "./promise.ts";
 

@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
+import { fc } from "../support/properties.ts";
 import { testKey } from "./builder.ts";
 import { MemoryBackend } from "./memory-backend.ts";
 import { repair, restorableAt, storeScene, troublesOf } from "./repair-scene.ts";

@@ -1,5 +1,4 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { emptyKeyRing } from "../../src/format/envelope.ts";
 import { planRestore } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
@@ -11,6 +10,7 @@ import {
   restorePointOf,
 } from "../../src/replica/restore-points.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
+import { fc } from "../support/properties.ts";
 import { seededRandom } from "../support/random.ts";
 import { type ModelState, ReplicaBuilder } from "./builder.ts";
 import { findRestorePoints } from "./judge.ts";

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import * as fc from "fast-check";
 import { DEFAULT_CONFIG, parseService, reachOf, splitWords } from "../../src/setup/doctor-unit.ts";
+import { fc } from "../support/properties.ts";
 
 const unit = (...texts: readonly string[]) =>
   parseService(texts.map((text, i) => ({ path: `/units/${i}`, text: `[Service]\n${text}\n` })));

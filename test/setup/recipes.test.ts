@@ -1,10 +1,10 @@
 import { expect, test } from "bun:test";
 import { chmodSync, mkdirSync, writeFileSync } from "node:fs";
-import fc from "fast-check";
 import { parseConfig } from "../../src/config/load.ts";
 import { parseRecipe, type Recipe } from "../../src/setup/recipe.ts";
 import { renderRecipe } from "../../src/setup/recipe-render.ts";
 import { RecipeShelf, readRecipe } from "../../src/setup/recipe-shelf.ts";
+import { fc } from "../support/properties.ts";
 import { temporaryDirectory } from "../support/temporary-directory.ts";
 
 const BUILT_IN = ["encrypted-worm", "local", "multi-db", "s3", "s3-local", "sftp"];

@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { parseService, reachOf } from "../../src/setup/doctor-unit.ts";
 import { dropInText } from "../../src/setup/service-drop-in.ts";
+import { fc } from "../support/properties.ts";
 
 const needs = { user: "app", group: "web", writable: ["/var/lib/app"], readable: [], configPath: null };
 const UNIT = { path: "/u/bakelite.service", text: "[Service]\nProtectSystem=strict\nProtectHome=yes\n" };

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { DATABASE_HEADER_BYTES, parseDatabaseHeader } from "../../src/sqlite/database-file.ts";
+import { fc } from "../support/properties.ts";
 import { temporaryDirectory } from "../support/temporary-directory.ts";
 import { Application } from "./application.ts";
 

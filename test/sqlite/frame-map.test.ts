@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { FrameMap, type FrameScan } from "../../src/sqlite/frame-map.ts";
+import { fc } from "../support/properties.ts";
 
 /** A block of 4,096 pages takes 16 KiB. */
 const BLOCK_BYTES = 16 * 1024;

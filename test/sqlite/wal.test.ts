@@ -1,5 +1,4 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import {
   checkFrame,
   frameOffset,
@@ -14,6 +13,7 @@ import {
   type WalHeader,
   walChecksum,
 } from "../../src/sqlite/wal.ts";
+import { fc } from "../support/properties.ts";
 import { temporaryDirectory } from "../support/temporary-directory.ts";
 import { Application } from "./application.ts";
 

@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
 import { mkdirSync, readFileSync, statSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
-import fc from "fast-check";
 import { canonicalChecksum } from "../../src/state/canonical-json.ts";
 import { type Cursor, readCursor, writeCursor } from "../../src/state/cursor.ts";
+import { fc } from "../support/properties.ts";
 import { temporaryDirectory } from "../support/temporary-directory.ts";
 
 const hex = (digits: number) =>
@@ -10,6 +10,8 @@ const hex = (digits: number) =>
 const u32 = fc.integer({ min: 0, max: 0xffff_ffff });
 const count = fc.maxSafeNat();
 const text = fc.string({ unit: "grapheme", maxLength: 40 });
+// As destinations give it: an absolute path or an address.
+const location = fc.tuple(fc.constantFrom("/", "s3://"), text).map((parts) => parts.join(""));
 
 function cursor(): fc.Arbitrary<Cursor> {
   return fc.record({
@@ -29,7 +31,7 @@ function cursor(): fc.Arbitrary<Cursor> {
     stampMs: count,
     epochs: fc.array(fc.record({ number: count, firstIndex: count, firstStampMs: count }), { maxLength: 4 }),
     attempted: fc.option(fc.record({ index: count, run: hex(32), nonceSeed: hex(48) })),
-    destinations: fc.dictionary(text, fc.record({ index: count }), { maxKeys: 3 }),
+    destinations: fc.dictionary(location, fc.record({ index: count }), { maxKeys: 3 }),
     fullBackup: fc.option(
       fc.record({ index: count, settled: count, atMs: count, seal: fc.oneof(fc.constant("p"), hex(8)) }),
     ),

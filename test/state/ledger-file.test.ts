@@ -10,9 +10,9 @@ import {
   truncateSync,
   writeFileSync,
 } from "node:fs";
-import fc from "fast-check";
 import { LEDGER_ENTRY_BYTES, LedgerFile, replaceLedger } from "../../src/state/ledger-file.ts";
 import { encodeLedgerSlot, LEDGER_SLOT_BYTES, type LedgerSlot, parseLedgerSlot } from "../../src/state/ledger-slot.ts";
+import { fc } from "../support/properties.ts";
 import { seededRandom } from "../support/random.ts";
 import { temporaryDirectory } from "../support/temporary-directory.ts";
 

@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
 import { statSync } from "node:fs";
-import fc from "fast-check";
 import { acquireInstanceLock } from "../../src/state/instance-lock.ts";
 import { parseLockTable, readLockTable, splitDevice } from "../../src/state/lock-table.ts";
+import { fc } from "../support/properties.ts";
 import { temporaryDirectory } from "../support/temporary-directory.ts";
 
 test("held POSIX locks are parsed; waiters, flock, leases and strange lines are left out", () => {

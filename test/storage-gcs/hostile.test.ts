@@ -1,10 +1,10 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { GcsBackend } from "../../src/storage/gcs/backend.ts";
 import { GcsClient } from "../../src/storage/gcs/client.ts";
 import { openGcsCredentials } from "../../src/storage/gcs/credentials/provider.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { collect, generated, text } from "../backends/conformance.ts";
+import { fc } from "../support/properties.ts";
 
 const BASE = "https://storage.example";
 const STATUSES = [200, 201, 204, 206, 301, 308, 400, 401, 403, 404, 409, 410, 412, 416, 429, 499, 500, 503];

@@ -1,8 +1,8 @@
 import { describe, expect, test } from "bun:test";
-import fc from "fast-check";
 import { parseIni } from "../../src/storage/s3/credentials/ini.ts";
 import { splitCommandLine } from "../../src/storage/s3/credentials/process.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
+import { fc } from "../support/properties.ts";
 
 const parsed = (text: string) =>
   Object.fromEntries([...parseIni(text, "file")].map(([name, section]) => [name, Object.fromEntries(section)]));

@@ -1,11 +1,11 @@
 import { expect, test } from "bun:test";
 import { createServer, type Socket } from "node:net";
-import fc from "fast-check";
 import { bytesSource } from "../../src/storage/backend.ts";
 import { decodeListedKey, encodeKey, objectUrl } from "../../src/storage/s3/address.ts";
 import { newPlace } from "../../src/storage/s3/place.ts";
 import { describeError } from "../../src/util/errors.ts";
 import { bytesOf, keysOf, text, textOf } from "../backends/conformance.ts";
+import { fc } from "../support/properties.ts";
 import { openTestS3 } from "./open-test-s3.ts";
 import { ACCOUNT, listing, refuse, type StubAnswer, startStub, xml } from "./stub.ts";
 

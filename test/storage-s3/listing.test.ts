@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { MAX_XML_BYTES, parseXml } from "../../src/storage/http/xml.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { collect, keysOf } from "../backends/conformance.ts";
+import { fc } from "../support/properties.ts";
 import { listing, refuse, startStub, xml } from "./stub.ts";
 
 const end = "<IsTruncated>false</IsTruncated>";

@@ -1,6 +1,5 @@
 import { expect, test } from "bun:test";
 import { createHash } from "node:crypto";
-import fc from "fast-check";
 import type { ByteSource } from "../../src/storage/backend.ts";
 import { longLivedPartBudget, PartReader, partBudget } from "../../src/storage/http/part-buffer.ts";
 import { MAX_PART_COUNT, partSizeBytes } from "../../src/storage/http/part-size.ts";
@@ -9,6 +8,7 @@ import { ByteBudget } from "../../src/util/byte-budget.ts";
 import { generated, text } from "../backends/conformance.ts";
 import { failureOf } from "../format/samples.ts";
 import { eventually, withDeadline } from "../support/eventually.ts";
+import { fc } from "../support/properties.ts";
 import { seededRandom } from "../support/random.ts";
 import { refuse, type StubRequest, startStub, xml } from "./stub.ts";
 

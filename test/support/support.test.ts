@@ -4,7 +4,8 @@ import { existsSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { eventually, withDeadline } from "./eventually.ts";
 import { lockSummary, procLocks } from "./proc-locks.ts";
-import { seededRandom, withSeed } from "./random.ts";
+import { fc } from "./properties.ts";
+import { runSeed, seededRandom, withSeed } from "./random.ts";
 import { temporaryDirectory } from "./temporary-directory.ts";
 import { sqliteTruncateCheckpointCopy } from "./truncate-checkpoint.ts";
 
@@ -56,6 +57,25 @@ test("random numbers are repeated by their seed, and a failure names it", async 
   await expect(withSeed(() => Promise.reject(new Error("oh")), 99)).rejects.toThrow(
     "oh\n(repeat with BAKELITE_TEST_SEED=99)",
   );
+});
+
+test("the run has the same seed each time, unless another is asked for, and properties take it", () => {
+  const given = process.env["BAKELITE_TEST_SEED"];
+  const seedWith = (value: string | undefined): number => {
+    if (value === undefined) delete process.env["BAKELITE_TEST_SEED"];
+    else process.env["BAKELITE_TEST_SEED"] = value;
+    return runSeed();
+  };
+  try {
+    expect([seedWith(undefined), seedWith(""), seedWith("77"), seedWith("4294967295")]).toEqual([1, 1, 77, 4294967295]);
+    expect(seedWith("random")).toBe(seedWith("random"));
+    expect(() => seedWith("-1")).toThrow("BAKELITE_TEST_SEED");
+  } finally {
+    seedWith(given);
+  }
+  const numbers = fc.array(fc.integer(), { minLength: 5 });
+  expect(fc.readConfigureGlobal().seed).toBe(runSeed() | 0);
+  expect(fc.sample(numbers, 10)).toEqual(fc.sample(numbers, 10));
 });
 
 test("SQLite's locks of this process are seen under the names that SQLite gives them", async () => {

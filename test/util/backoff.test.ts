@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { backoffDelayMs } from "../../src/util/backoff.ts";
+import { fc } from "../support/properties.ts";
 
 test("the longest possible wait doubles with each failure up to the cap", () => {
   const random = () => 1;

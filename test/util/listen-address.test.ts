@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { formatListenAddress, parseListenAddress } from "../../src/util/listen-address.ts";
+import { fc } from "../support/properties.ts";
 
 test.each([
   ["127.0.0.1:9090", "127.0.0.1", 9_090],

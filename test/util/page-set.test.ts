@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { PageSet } from "../../src/util/page-set.ts";
+import { fc } from "../support/properties.ts";
 
 const page = fc.oneof(
   { weight: 4, arbitrary: fc.integer({ min: 1, max: 300 }) },

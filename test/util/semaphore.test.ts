@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { Semaphore } from "../../src/util/semaphore.ts";
+import { fc } from "../support/properties.ts";
 
 /** Lets every promise that can settle do so. */
 async function settle(): Promise<void> {

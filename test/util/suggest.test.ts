@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { didYouMean, editDistance, nearestName } from "../../src/util/suggest.ts";
+import { fc } from "../support/properties.ts";
 
 const COMMANDS = ["daemon", "list", "status", "usage", "restore", "reencrypt", "verify", "version"];
 

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { displayWidth, formatTable } from "../../src/util/table.ts";
+import { fc } from "../support/properties.ts";
 
 test("columns are aligned to the widest cell, without trailing spaces", () => {
   const table = formatTable(

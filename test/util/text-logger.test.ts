@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import type { LogLevel } from "../../src/util/logger.ts";
 import { createTextLogger, type TextLoggerOptions } from "../../src/util/text-logger.ts";
 import { MemoryOutput } from "../support/memory-output.ts";
+import { fc } from "../support/properties.ts";
 
 const CLOCK = { nowMs: () => Date.UTC(2026, 4, 25, 12), monotonicMs: () => 0 };
 

@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { formatAgo, formatTimestamp, formatTimestampAndAgo, parseTargetTime } from "../../src/util/timestamps.ts";
+import { fc } from "../support/properties.ts";
 
 const NOW_MS = Date.UTC(2026, 4, 25, 12, 0, 0, 500);
 

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import fc from "fast-check";
 import { TokenBucket } from "../../src/util/token-bucket.ts";
+import { fc } from "../support/properties.ts";
 
 const KIB = 1024;
 
