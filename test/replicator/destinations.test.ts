@@ -7,6 +7,7 @@ import { MemoryBackend } from "../../src/storage/memory.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { FaultyBackend } from "../faults/faulty-backend.ts";
 import { withSeed } from "../support/random.ts";
+import { shortWaits } from "../support/short-waits.ts";
 import { type Gate, GatedBackend, unreachable } from "./gated-backend.ts";
 import { CHANGE_SET, type Daemon, FULL, Replication } from "./replication.ts";
 import { LARGE_ROWS } from "./scenarios/large-sets.ts";
@@ -381,6 +382,7 @@ test("a stop while the destination is away says how much was not shipped", async
 
 test("among faults of every kind every restore point stays sound, and no full backup is taken that nobody asked for", async () => {
   await withSeed(async (random) => {
+    using _waits = shortWaits();
     const memory = new MemoryBackend();
     const backend = new FaultyBackend(memory, {
       seed: random.integer(1, 1e9),

@@ -10,6 +10,7 @@ import type { Backend } from "../../src/storage/backend.ts";
 import { MemoryBackend } from "../../src/storage/memory.ts";
 import { FaultyBackend } from "../faults/faulty-backend.ts";
 import { withSeed } from "../support/random.ts";
+import { shortWaits } from "../support/short-waits.ts";
 import { GatedBackend, unreachable } from "./gated-backend.ts";
 import { CHANGE_SET, type Daemon, type DaemonOptions, FULL, Replication } from "./replication.ts";
 import { LARGE_ROWS } from "./scenarios/large-sets.ts";
@@ -503,6 +504,7 @@ test("a destination whose objects are lost at random is filled at the next start
 
 test("among faults of every kind at two destinations each restores the latest state in the end", async () => {
   await withSeed(async (random) => {
+    using _waits = shortWaits();
     await using scene = await LockStep.begin(2);
     const { r } = scene;
     await r.makeRows(100);

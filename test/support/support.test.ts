@@ -2,10 +2,12 @@ import { Database } from "bun:sqlite";
 import { expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
+import { backoffDelayMs } from "../../src/util/backoff.ts";
 import { eventually, withDeadline } from "./eventually.ts";
 import { lockSummary, procLocks } from "./proc-locks.ts";
 import { fc } from "./properties.ts";
 import { runSeed, seededRandom, withSeed } from "./random.ts";
+import { shortWaits } from "./short-waits.ts";
 import { temporaryDirectory } from "./temporary-directory.ts";
 import { sqliteTruncateCheckpointCopy } from "./truncate-checkpoint.ts";
 
@@ -76,6 +78,16 @@ test("the run has the same seed each time, unless another is asked for, and prop
   const numbers = fc.array(fc.integer(), { minLength: 5 });
   expect(fc.readConfigureGlobal().seed).toBe(runSeed() | 0);
   expect(fc.sample(numbers, 10)).toEqual(fc.sample(numbers, 10));
+});
+
+test("waits before another attempt are short for a while, and as long as ever afterwards", () => {
+  const longest = () => Math.max(...Array.from({ length: 100 }, () => backoffDelayMs(20, { baseMs: 100 })));
+  {
+    using _waits = shortWaits();
+    expect(longest()).toBeLessThan(600);
+    expect(longest()).toBeGreaterThan(0);
+  }
+  expect(longest()).toBeGreaterThan(600);
 });
 
 test("SQLite's locks of this process are seen under the names that SQLite gives them", async () => {

@@ -3,6 +3,7 @@ import { MemoryBackend } from "../../../src/storage/memory.ts";
 import { FaultyBackend } from "../../faults/faulty-backend.ts";
 import { eventually } from "../../support/eventually.ts";
 import type { Random } from "../../support/random.ts";
+import { shortWaits } from "../../support/short-waits.ts";
 import { GatedBackend } from "../gated-backend.ts";
 import { Replication } from "../replication.ts";
 
@@ -13,6 +14,7 @@ const MAX_GRADED = 25;
  * after the other. Throws unless every restore point is sound and no full backup was taken that nobody asked for.
  */
 export async function storm(random: Random, rounds: number): Promise<void> {
+  using _waits = shortWaits();
   const memory = new MemoryBackend();
   const backend = new FaultyBackend(memory, {
     seed: random.integer(1, 1e9),
