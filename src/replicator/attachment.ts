@@ -534,7 +534,7 @@ export class Attachment {
         nextCapture: () => this.#capture.nextCapture(),
         newHeader: (kind, first, from) => this.#newHeader(kind, first, from),
         openReplica: (signal) => this.#openReplica(signal),
-        retrying: (signal, work) => this.#retrying(signal, work),
+        retrying: (signal, work, again) => this.#retrying(signal, work, again),
       },
       reason,
       this.#isCurrentStale,

@@ -38,8 +38,8 @@ export interface FullBackupsInputs {
   readonly nextCapture: () => Promise<void>;
   readonly newHeader: (kind: "full" | "current", first: number, from: StoredState) => ObjectHeader;
   readonly openReplica: (signal: AbortSignal) => Promise<Replica>;
-  /** Calls `work` again, after a while, as long as a destination is what fails. */
-  readonly retrying: <T>(signal: AbortSignal, work: () => Promise<T>) => Promise<T | "stopped">;
+  /** Calls `work` again, after a while, as long as a destination is what fails and `again` is not aborted. */
+  readonly retrying: <T>(signal: AbortSignal, work: () => Promise<T>, again?: AbortSignal) => Promise<T | "stopped">;
 }
 
 export interface FullBackupUnderWay {
@@ -66,6 +66,8 @@ const LONGEST_LOOK_MS = 60_000;
 
 /** How many names in a row may be taken by what is no full backup. */
 const MAX_TAKEN_NAMES = 16;
+/** For so long destinations are asked whether they have one whose answer was lost; other databases may wait for their turn. */
+const ASKING_MS = 30_000;
 
 /** Decides when a full backup is due, and takes it. */
 export class FullBackups {
@@ -204,7 +206,10 @@ export class FullBackups {
       await destinations.store(object, signal);
     } catch (error) {
       if (signal.aborted || !isDestinationFailure(error) || object.footerSha256() === null) throw error;
-      if ((await destinations.store(object, signal)) === "lost") throw error;
+      // Not given up for one question without an answer: to find it stored later takes an attach.
+      const again = AbortSignal.any([signal, AbortSignal.timeout(ASKING_MS)]);
+      const asked = await this.#inputs.retrying(signal, () => destinations.store(object, signal), again);
+      if (asked !== "stored") throw error;
     }
   }
 

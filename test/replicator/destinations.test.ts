@@ -178,6 +178,28 @@ test("a lost answer to a large change-set is asked after as long as the destinat
   await r.assertLatestIsLive();
 });
 
+test("a lost answer to a full backup is asked after until there is one, and nothing is attached anew for it", async () => {
+  await using faulty = await beginFaulty();
+  const { r, backend } = faulty;
+  await r.makeRows(20);
+  const daemon = await r.startSynced();
+  await r.writer.burst(3);
+  await daemon.synced();
+  const put = r.backend.gate("stored", FULL);
+  await daemon.passDay(r.clock);
+  const key = await put.reached();
+  const asked = () => backend.calls.filter((call) => call.key === key && call.fault === "refuse").length;
+  for (const verb of ["stat", "get"] as const)
+    backend.failNext(verb, "refuse", { times: 3, matches: (name) => name === key });
+  put.fail(unreachable());
+  await daemon.synced();
+  expect(asked()).toBeGreaterThanOrEqual(3);
+  expect(daemon.log.find(/interrupted/)).toEqual([]);
+  expect(begun(daemon)).toHaveLength(2);
+  expect(await r.fulls()).toHaveLength(2);
+  await r.assertLatestIsLive();
+});
+
 test("a stop right after a large change-set was stored, with no answer yet, loses nothing", async () => {
   await using r = await Replication.begin();
   await r.makeRows(LARGE_ROWS);
