@@ -100,6 +100,11 @@ export function markedIndexes(catalog: Catalog): readonly number[] {
   return [...new Set(catalog.marks.map(({ index }) => index))];
 }
 
+/** Whether a change-set steps over state `index`: it was merged with what followed it. */
+export function isMergedOver({ changeSets }: Catalog, index: number): boolean {
+  return changeSets.some(({ level, first, last }) => level > 0 && first <= index && index < last);
+}
+
 /** Those that lead between the same states, whatever their seal and destination, together. `objects`: in a catalog's order. */
 export function* copiesIn(objects: Iterable<ReplicaObject>): Generator<readonly ReplicaObject[]> {
   let copies: ReplicaObject[] = [];

@@ -53,11 +53,14 @@ const COLLECT_EVERY_BYTES = 32 * 1024 * 1024;
 /** How often objects that turn out to be damaged or gone are walked around before the restore gives up. */
 const MAX_PLANS = 100;
 
+/** Objects of the planned state were deleted since it was planned, and no others lead there. */
+export class StateDeleted extends BakeliteError {}
+
 /**
  * Hands every page of the planned state to `sink`, each once and in no particular order, and checks each image against its
  * page hash and all of them against the digest that was recorded. Newest objects first, so that nothing is fetched that a newer
  * object overwrites; memory is bounded whatever the size. An object that is damaged or gone on the way is walked around:
- * what was laid down so far is of the same state and stays. Throws `replica-corrupt` when there is no other way.
+ * what was laid down so far is of the same state and stays. Throws `replica-corrupt` when there is no other way: as `StateDeleted` if there was one.
  */
 export async function layPages(replica: Replica, plan: RestorePlan, options: LayOptions): Promise<LaidState> {
   const work = new Laying(replica, plan, options);
@@ -80,7 +83,7 @@ async function replan(replica: Replica, failed: RestorePlan, { error: cause, gon
   if (plan !== null && plan.lineage === failed.lineage) return plan;
   if (gone) assertReadable(replica, "restore");
   if (gone)
-    throw new BakeliteError(
+    throw new StateDeleted(
       "replica-corrupt",
       `cannot restore state ${failed.index}: an object that it needs was deleted meanwhile, and nothing that is left leads there`,
       {

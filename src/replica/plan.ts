@@ -2,7 +2,6 @@ import { describeOtherKey } from "../format/envelope.ts";
 import { PLAINTEXT_SEAL } from "../format/names.ts";
 import { BakeliteError } from "../util/errors.ts";
 import { plural } from "../util/plural.ts";
-import { upperBound } from "../util/upper-bound.ts";
 import { type Catalog, isEmpty, type ReplicaObject } from "./catalog.ts";
 import type { StatePath } from "./paths.ts";
 import type { Depth, Replica } from "./replica.ts";
@@ -65,55 +64,6 @@ export async function planRestore(
   if (plan === null) throw await explainFailure(replica, target);
   const next = await nextRestorePoint(replica, plan.index);
   return { ...plan, next, notes: [...replica.warnings, ...(await notesOn(replica, plan, target))] };
-}
-
-/**
- * Plans `target` and has `work` carry the plan out. Where very many objects would have to be read to prove a plan, `work` is given
- * one that is not, since it reads them anyway: should damage or a fork then show on the way, all is read, and `work` begins anew with
- * what that leaves, so that `target` means the same as with few objects. What takes the planned state away names the newest restore
- * point that is left before it. The plan that is returned is the one that was carried out.
- */
-export async function carryOut<T>(
-  replica: Replica,
-  target: RestoreTarget,
-  work: (plan: ExplainedPlan) => Promise<T>,
-): Promise<{ readonly plan: ExplainedPlan; readonly result: T }> {
-  const plan = await planRestore(replica, target, "affordable");
-  try {
-    return { plan, result: await work(plan) };
-  } catch (error) {
-    if (!isOfReplica(error)) throw error;
-    const proven = plan.proven ? plan : await planRestore(replica, target);
-    // The links hold, so they were not what failed.
-    if (proven.index === plan.index && proven.lineage === plan.lineage)
-      throw await namingWhatIsLeft(replica, plan, error);
-    return { plan: proven, result: await work(proven) };
-  }
-}
-
-function isOfReplica(error: unknown): error is BakeliteError {
-  return error instanceof BakeliteError && (error.code === "replica-corrupt" || error.code === "replica-missing");
-}
-
-/** `error`, which took the plan's state away, with the newest restore point before it by what is known now. */
-async function namingWhatIsLeft(replica: Replica, plan: RestorePlan, error: BakeliteError): Promise<BakeliteError> {
-  // Whatever goes wrong with this must not hide what went wrong before.
-  const left = await newestBefore(replica, plan.index).catch(() => undefined);
-  if (left === undefined) return error;
-  const hint =
-    left === null
-      ? "no earlier state can be restored either: run `bakelite verify` for what is damaged"
-      : `the newest restore point before it: --timestamp ${new Date(left.stampMs).toISOString()} (state ${left.index}); \`bakelite verify\` shows what is damaged, \`bakelite repair\` heals from another destination`;
-  const { code, message, subject, cause } = error;
-  return new BakeliteError(code, message, { ...(subject === undefined ? {} : { subject }), hint, cause });
-}
-
-async function newestBefore(replica: Replica, index: number): Promise<RestorePoint | null> {
-  const path = await replica.settle(
-    ({ restorePoints }) => restorePoints[upperBound(restorePoints, index - 1) - 1] ?? null,
-    "affordable",
-  );
-  return path === null ? null : restorePointOf(replica, path.index);
 }
 
 /** As `planRestore` for one index, without explanations; null when it is not a restore point (any longer). */

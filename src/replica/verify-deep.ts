@@ -4,8 +4,9 @@ import { formatByteSize } from "../util/byte-sizes.ts";
 import { BakeliteError } from "../util/errors.ts";
 import { plural } from "../util/plural.ts";
 import { systemError } from "../util/system-error.ts";
-import { keyOf, type ReplicaObject } from "./catalog.ts";
-import { layPages } from "./lay-pages.ts";
+import { upperBound } from "../util/upper-bound.ts";
+import { isMergedOver, keyOf, type ReplicaObject } from "./catalog.ts";
+import { layPages, StateDeleted } from "./lay-pages.ts";
 import type { LineageGraph, StatePath } from "./paths.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { Replica } from "./replica.ts";
@@ -69,43 +70,65 @@ export async function checkDeep(inputs: DeepInputs, options: DeepOptions): Promi
 /** null where the full backup leads to no restore point, which is told elsewhere, or could not be tried. */
 async function checkFull(
   inputs: DeepInputs,
-  full: ReplicaObject,
+  listed: ReplicaObject,
   target: string,
   options: DeepOptions,
 ): Promise<DeepCheck | null> {
-  const { replica } = inputs;
-  const path = longestPath(inputs, full);
-  if (path === null) return null;
-  try {
-    const plan = await planOf(inputs, path);
-    if (plan === null || !(await hasRoom(inputs, plan, options))) return null;
-    return await restoreAndCheck(inputs, plan, target, options);
-  } catch (error) {
-    if (!(error instanceof BakeliteError) || error.code === "interrupted" || error.code === "internal") throw error;
-    if (options.signal?.aborted === true) throw error;
-    // Deleted by retention meanwhile: it is no longer a backup.
-    if (error.code === "replica-corrupt" && (await isGone(replica, full))) return null;
-    const isReplicas = error.code === "replica-corrupt";
-    addProblem(inputs, full, isReplicas ? "unrestorable" : "not-checked", {
-      message: `state ${path.index} cannot be restored from full backup ${full.first} and ${plural(path.changeSets.length, "change-set")}: ${sentenceOf(error)}`,
-      nextStep: isReplicas
-        ? "run verify again without --deep for the objects; if it finds none, report this"
-        : (error.hint ?? "run verify --deep again"),
-    });
-    return {
-      ...describe(inputs, path, { stampMs: stampOf(inputs, path), sizeBytes: 0, digestCompared: false }),
-      integrity: null,
-    };
+  const { replica, checks } = inputs;
+  let newest = Number.POSITIVE_INFINITY;
+  for (;;) {
+    // What has been listed since the objects were judged may lead on where others were deleted.
+    await checks.read(replica, { signal: options.signal });
+    const full = listedAgain(replica, listed);
+    const path = full === null ? null : longestPath(inputs, full, newest);
+    if (full === null || path === null) return null;
+    try {
+      const plan = await planOf(inputs, path);
+      if (plan === null || !(await hasRoom(inputs, plan, options))) return null;
+      return await restoreAndCheck(inputs, plan, target, options);
+    } catch (error) {
+      if (!(error instanceof BakeliteError) || error.code === "interrupted" || error.code === "internal") throw error;
+      if (options.signal?.aborted === true) throw error;
+      // Deleted by retention meanwhile: it is no longer a backup.
+      if (error.code === "replica-corrupt" && (await isGone(replica, full))) return null;
+      if (!(error instanceof StateDeleted && isMergedOver(replica.catalog, path.index)))
+        return reportUnrestorable(inputs, path, error);
+      // It is no longer a restore point. Those before it are tried: what is merged once stays for longer each time.
+      newest = path.index - 1;
+    }
   }
 }
 
-/** From `full` to the newest restore point that it leads to. */
-function longestPath({ replica, checks }: DeepInputs, full: ReplicaObject): StatePath | null {
+/** The full backup as the newest listing has it; null when it has been deleted. */
+function listedAgain({ catalog }: Replica, listed: ReplicaObject): ReplicaObject | null {
+  const { destination, first, seal } = listed;
+  return (
+    catalog.fulls.find((full) => full.destination === destination && full.first === first && full.seal === seal) ?? null
+  );
+}
+
+function reportUnrestorable(inputs: DeepInputs, path: StatePath, error: BakeliteError): DeepCheck {
+  const isReplicas = error.code === "replica-corrupt";
+  addProblem(inputs, path.full, isReplicas ? "unrestorable" : "not-checked", {
+    message: `state ${path.index} cannot be restored from full backup ${path.full.first} and ${plural(path.changeSets.length, "change-set")}: ${sentenceOf(error)}`,
+    nextStep: isReplicas
+      ? "run verify again without --deep for the objects; if it finds none, report this"
+      : (error.hint ?? "run verify --deep again"),
+  });
+  return {
+    ...describe(inputs, path, { stampMs: stampOf(inputs, path), sizeBytes: 0, digestCompared: false }),
+    integrity: null,
+  };
+}
+
+/** From `full` to the newest restore point that it leads to, `newest` at the most. */
+function longestPath({ replica, checks }: DeepInputs, full: ReplicaObject, newest: number): StatePath | null {
   const isOther = (object: ReplicaObject) => object.kind === "full" && object !== full;
   for (const isHere of [(object: ReplicaObject) => object.destination === full.destination, () => true]) {
     const graph = soundGraph(replica, checks, (object) => isHere(object) && !isOther(object));
-    const newest = graph.restorePoints.at(-1);
-    if (newest !== undefined) return graph.pathTo(newest);
+    const { restorePoints } = graph;
+    const point = restorePoints[upperBound(restorePoints, newest) - 1];
+    if (point !== undefined) return graph.pathTo(point);
   }
   return null;
 }
@@ -121,8 +144,13 @@ async function planOf({ replica, checks }: DeepInputs, path: StatePath): Promise
   const facts = checks.factsOf(last);
   if (opened === null || facts === null) {
     const failure = replica.trailers.failureOf(last);
-    if (failure !== undefined) throw failure.error;
-    return null;
+    if (failure === undefined) return null;
+    if (!failure.gone) throw failure.error;
+    await replica.refresh();
+    throw new StateDeleted("replica-corrupt", "an object that it needs was deleted meanwhile", {
+      subject: replica.describe(last),
+      cause: failure.error,
+    });
   }
   const { header, trailer } = opened.reader;
   return {

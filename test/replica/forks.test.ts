@@ -1,7 +1,8 @@
 import { expect, test } from "bun:test";
 import { keyRing } from "../../src/format/envelope.ts";
 import { parseHeader } from "../../src/format/header.ts";
-import { carryOut, type ExplainedPlan, planRestore } from "../../src/replica/plan.ts";
+import { carryOut } from "../../src/replica/carry-out.ts";
+import { type ExplainedPlan, planRestore } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
 import { seededRandom } from "../support/random.ts";
 import { ReplicaBuilder, testKey } from "./builder.ts";

@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test";
 import { emptyKeyRing } from "../../src/format/envelope.ts";
-import { carryOut, planRestore, type RestoreTarget } from "../../src/replica/plan.ts";
+import { carryOut } from "../../src/replica/carry-out.ts";
+import { planRestore, type RestoreTarget } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { fc } from "../support/properties.ts";

@@ -1,5 +1,6 @@
 import { expect, test } from "bun:test";
-import { carryOut, type RestoreTarget } from "../../src/replica/plan.ts";
+import { carryOut } from "../../src/replica/carry-out.ts";
+import { planRestore, type RestoreTarget } from "../../src/replica/plan.ts";
 import type { RetentionPolicy } from "../../src/replica/retention-policy.ts";
 import { BakeliteError } from "../../src/util/errors.ts";
 import { type Random, seededRandom } from "../support/random.ts";
@@ -33,9 +34,14 @@ class Life {
   #nextFullMs = START_MS;
   #nextPassMs = START_MS + 5 * MINUTE_MS;
 
-  constructor(seed: number) {
+  constructor(seed: number, pageSizeBytes = 512) {
     this.random = seededRandom(seed);
-    this.builder = new ReplicaBuilder({ backends: [this.backend], random: this.random, startMs: START_MS });
+    this.builder = new ReplicaBuilder({
+      backends: [this.backend],
+      random: this.random,
+      startMs: START_MS,
+      pageSizeBytes,
+    });
     this.builder.beginChain(Array.from({ length: 10 }, () => this.builder.randomImage()));
   }
 
@@ -139,4 +145,41 @@ test("one whose moment the policy gives up meanwhile says so, and names what is 
     });
   }
   expect(lost).toBeGreaterThan(3);
+}, 60_000);
+
+test("one whose moment is merged away meanwhile gives what is left of it, and says so", async () => {
+  let mergedCount = 0;
+  for (let seed = 1; seed <= 3; seed++)
+    for (const back of [0, 3]) {
+      // So large that what was read for the plan is not kept.
+      const life = new Life(seed, 65_536);
+      const { backend, builder } = life;
+      await life.goOn(60 * MINUTE_MS);
+      const asked = builder.newest.index - back;
+      const target: RestoreTarget =
+        back === 0 ? { kind: "latest" } : { kind: "time", timeMs: builder.states.get(asked)?.stampMs ?? 0 };
+      const replica = await openBuilt(builder, backend);
+      const planned: number[] = [];
+      const { plan, result } = await carryOut(replica, target, async (given) => {
+        planned.push(given.index);
+        // Between its plan and the first page: more than once, for what is left of the moment is merged in its turn.
+        if (planned.length < 3) await life.goOn((planned.length === 1 ? 32 : 10) * MINUTE_MS);
+        return await layInMemory(replica, given);
+      });
+      const { index, notes } = plan;
+      expect(planned[0]).toBe(asked);
+      expect(planned.at(-1)).toBe(index);
+      expect(Buffer.compare(result.file, builder.fileOf(index))).toBe(0);
+      // At least what a restore would give that began now.
+      const timeMs = builder.states.get(asked)?.stampMs ?? 0;
+      const since = await planRestore(await openBuilt(builder, backend), { kind: "time", timeMs });
+      expect(index).toBeLessThanOrEqual(asked);
+      expect(index).toBeGreaterThanOrEqual(since.index);
+      if (index === asked) continue;
+      mergedCount++;
+      expect(notes).toEqual([
+        `state ${planned.at(-2)} was merged into later ones while it was being restored: this is the newest restore point before it`,
+      ]);
+    }
+  expect(mergedCount).toBeGreaterThan(3);
 }, 60_000);

@@ -1,10 +1,11 @@
 import { beforeAll, expect, spyOn, test } from "bun:test";
 import { emptyKeyRing } from "../../src/format/envelope.ts";
 import { objectKey, PLAINTEXT_SEAL } from "../../src/format/names.ts";
+import { carryOut } from "../../src/replica/carry-out.ts";
 import { type Catalog, CatalogBuilder, type ReplicaObject } from "../../src/replica/catalog.ts";
 import type { ObjectFacts } from "../../src/replica/facts.ts";
 import { LineageGraph } from "../../src/replica/paths.ts";
-import { carryOut, planRestore } from "../../src/replica/plan.ts";
+import { planRestore } from "../../src/replica/plan.ts";
 import { Replica } from "../../src/replica/replica.ts";
 import { summarize, summarizeAges, summarizeFullBackups, summarizeObjects } from "../../src/replica/summary.ts";
 import { seededRandom } from "../support/random.ts";

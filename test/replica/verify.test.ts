@@ -667,6 +667,51 @@ describe("deep", () => {
   });
 });
 
+/** Merges and deletes states 9 to 14 when `key` is asked for the second time: once for the reading, then for the deep check. */
+async function mergeBelowDeep(key: string, merge: () => Promise<void>): Promise<VerifyReport> {
+  await using temporary = await temporaryDirectory("verify-deep");
+  let asked = 0;
+  const replica = await open();
+  backend.onGet = async (got) => {
+    if (got === key && ++asked === 2) await merge();
+  };
+  const report = await verifyReplica(replica, {
+    mode: "deep",
+    temporaryDirectory: temporary.path,
+    nowMs: () => NOW_MS,
+    isMirror: [],
+    local: null,
+  });
+  expect(asked).toBeGreaterThan(1);
+  return report;
+}
+
+async function deleteChangeSets(first: number, last: number): Promise<void> {
+  for (let i = first; i <= last; i++) backend.objects.delete(changeSet(i));
+}
+
+describe("a deep check that takes longer than change-sets are kept", () => {
+  const mergeTail = async () => {
+    for (let i = 13; i <= 14; i++) await builder.storeChangeSet(builder.commitRandom(1).index);
+    await builder.compact(1, 9, 14);
+    await deleteChangeSets(9, 14);
+  };
+
+  for (const key of [changeSet(12), changeSet(11)])
+    test(`goes as far as what was merged below it leads (at ${key})`, async () => {
+      const report = await mergeBelowDeep(key, mergeTail);
+      // These pages are no database, which is found once they are laid down.
+      expect(show(report.problems)).toEqual([`integrity ${full(1)}`, `integrity ${full(6)}`]);
+      expect(report.deep?.map(({ point }) => point.index)).toEqual([8, 14]);
+    });
+
+  test("says so when what it needs was deleted and nothing stands for it", async () => {
+    const report = await mergeBelowDeep(changeSet(11), () => deleteChangeSets(9, 12));
+    expect(show(report.problems)).toEqual([`unrestorable ${full(1)}`, `integrity ${full(6)}`]);
+    expect(report.problems.listed[0]?.message).toContain("deleted meanwhile");
+  });
+});
+
 describe("a replica that changes while it is read", () => {
   test("change-sets that a compaction replaces are no loss", async () => {
     let isCompacted = false;

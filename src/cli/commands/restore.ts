@@ -1,8 +1,9 @@
 import { stat } from "node:fs/promises";
 import { resolve } from "node:path";
 import type { DatabaseConfig } from "../../config/types.ts";
+import { carryOut } from "../../replica/carry-out.ts";
 import { chooseDestination, openConfiguredReplica } from "../../replica/configured.ts";
-import { carryOut, type ExplainedPlan, type RestoreTarget } from "../../replica/plan.ts";
+import type { ExplainedPlan, RestoreTarget } from "../../replica/plan.ts";
 import { describeRememberedLoss, findRememberedLoss, type RememberedLoss } from "../../replica/remembered-loss.ts";
 import type { Replica } from "../../replica/replica.ts";
 import { type RestoreOptions, type RestoreResult, restoreDatabase } from "../../replica/restore.ts";
