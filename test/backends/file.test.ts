@@ -218,7 +218,7 @@ test("a process killed in the middle of a put leaves no visible object", async (
     removedCount: 1,
   });
   expect(await backend.put("app/L0/1", text("again"), { ifAbsent: true })).toBe("stored");
-}, 30_000);
+});
 
 test("after a kill at any moment every visible object is whole, and everything reported is there", async () => {
   const random = seededRandom(21);

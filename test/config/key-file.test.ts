@@ -30,7 +30,7 @@ async function failure(path: string) {
       () => null,
       (reason) => reason,
     ),
-    { what: `the key file ${path} to be refused`, deadlineMs: 5000 },
+    { what: `the key file ${path} to be refused`, deadlineMs: 20_000 },
   );
   expect(error).toMatchObject({ code: "key-wrong", subject: path });
   expect(`${error.message} ${error.hint}`).not.toContain(TEXT.slice(20, 30));

@@ -219,7 +219,7 @@ test("a proxy may end in the middle of an outage of either kind", async () => {
     const proxy = await startProxy();
     await proxy.beginOutage(how);
     const left = how === "hang" ? ask(proxy, "GET", "/b/k").catch(() => "ended") : null;
-    await withDeadline(proxy[Symbol.asyncDispose](), { what: "the proxy to end", deadlineMs: 2000 });
+    await withDeadline(proxy[Symbol.asyncDispose](), { what: "the proxy to end", deadlineMs: 20_000 });
     if (left !== null) await left;
   }
 });
@@ -282,7 +282,7 @@ async function talk(port: number, sizeBytes: number): Promise<{ gotBytes: number
   socket.on("error", (error: Error & { code?: string }) => resolve(error.code ?? error.message));
   socket.on("end", () => resolve("end"));
   socket.write(new Uint8Array(sizeBytes));
-  const ending = await Promise.race([promise, Bun.sleep(400).then(() => "stays")]);
+  const ending = await Promise.race([promise, Bun.sleep(2000).then(() => "stays")]);
   socket.destroy();
   return { gotBytes, ending };
 }

@@ -92,6 +92,8 @@ interface Script {
 
 const SLOW_MAX_MS = 1000;
 const THROTTLE_STEP_MS = 50;
+/** `\r\n0\r\n\r\n`, after the last byte of the body. */
+const CHUNKED_END_BYTES = 7;
 
 /**
  * Stands in front of a real server on 127.0.0.1 and spoils what passes. Clients use `port` instead of the server's;
@@ -303,7 +305,7 @@ export class FaultProxy implements AsyncDisposable {
 
   async #serveRequest(head: HttpHead, client: Wire, server: Wire): Promise<"keep" | "close"> {
     const { operation, method, path, key } = parseS3Request(head.firstLine);
-    const random = this.#randomFor(operation, path);
+    const random = this.#randomFor(operation, key);
     const fault = this.#scripted(operation, key) ?? this.#drawn(operation, key, random);
     const request: ProxiedRequest = {
       ...{ operation, method, path, key, fault },
@@ -386,7 +388,9 @@ export class FaultProxy implements AsyncDisposable {
     }
     await this.#write(client, head.bytes, "to-client");
     if (body !== null) {
-      request.receivedBytes = random.integer(0, body.length - 1);
+      // Who lacks nothing but the end mark of a chunked body has got all of it.
+      const endBytes = framing.kind === "chunked" ? CHUNKED_END_BYTES : 0;
+      request.receivedBytes = random.integer(0, Math.max(0, body.length - endBytes - 1));
       await this.#write(client, body.subarray(0, request.receivedBytes), "to-client");
       return await this.#spoil(request.fault, client);
     }
@@ -421,8 +425,9 @@ export class FaultProxy implements AsyncDisposable {
     if ((operation === "put" || operation === "complete-upload") && status === 200) this.#hiddenKeys?.add(key);
   }
 
-  #randomFor(operation: S3Operation, path: string): Random {
-    const name = `${operation} ${path}`;
+  /** By the key and not the path: a bucket's name may be another one each time. */
+  #randomFor(operation: S3Operation, key: string): Random {
+    const name = `${operation} ${key}`;
     const count = (this.#drawCounts.get(name) ?? 0) + 1;
     this.#drawCounts.set(name, count);
     return seededRandom(this.#options.seed ?? 1).fork(`${name} ${count}`);

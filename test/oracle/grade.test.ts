@@ -38,7 +38,7 @@ beforeAll(async () => {
     writeFileSync(newer, await sqliteTruncateCheckpointCopy(database));
     return { older, newer, olderAcks, acks: allAcks([a, b]) };
   });
-}, 30_000);
+});
 
 afterAll(async () => {
   await directory[Symbol.asyncDispose]();
@@ -144,7 +144,7 @@ test("a page from an older state is noticed, unless the database means the same 
     }
     expect(noticed).toBeGreaterThan(tried.length * 0.6);
   });
-}, 20_000);
+});
 
 test("half of the pages from an older state are noticed", () => {
   const [older, newer] = [readFileSync(history.older), readFileSync(history.newer)];

@@ -25,11 +25,14 @@ const supervisor = new Supervisor({
 });
 await supervisor.start(config.databases);
 let longestStallMs = 0;
-let lookedMs = performance.now();
+let looked = { atMs: performance.now(), worked: process.cpuUsage() };
 const look = setInterval(() => {
   const nowMs = performance.now();
-  longestStallMs = Math.max(longestStallMs, nowMs - lookedMs - STALL_LOOK_MS);
-  lookedMs = nowMs;
+  const { user, system } = process.cpuUsage(looked.worked);
+  // A process that gets no processor does not stall: it is stalled.
+  const stallMs = Math.min(nowMs - looked.atMs - STALL_LOOK_MS, (user + system) / 1000);
+  longestStallMs = Math.max(longestStallMs, stallMs);
+  looked = { atMs: nowMs, worked: process.cpuUsage() };
 }, STALL_LOOK_MS);
 await supervisor.run(stop.signal);
 clearInterval(look);

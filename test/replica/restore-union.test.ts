@@ -28,7 +28,7 @@ test("every state is restored as long as each object is sound somewhere, whateve
     }
     expect(await restorableAt(builder, backends)).toEqual(Array.from({ length: 12 }, (_, i) => i + 1));
   }
-}, 30_000);
+});
 
 test("it tells where it has read, what it found broken there, and who did not answer", async () => {
   const backends = PLACES.map((place) => new MemoryBackend(place));

@@ -267,7 +267,7 @@ test("a destination that hangs does not stop the application, and a daemon that 
   const next = await r.startSynced();
   expect(begun(next)).toEqual([]);
   await r.assertLatestIsLive();
-}, 40_000);
+});
 
 test("a daemon stops at once in the middle of a full backup, whatever that waits for", async () => {
   for (const at of ["before", "midway", "read"] as const) {

@@ -265,4 +265,4 @@ test("a stop is over within its patience although what is stored cannot be found
     globalThis.setTimeout = setTimeout;
     WalFollower.prototype.capture = capture;
   }
-}, 20_000);
+});

@@ -183,7 +183,7 @@ describe("filling", () => {
       },
       { what: "a full mirror", deadlineMs: 20_000, pollMs: 50, explain: () => JSON.stringify(one.mirror.entry) },
     );
-  }, 30_000);
+  });
 
   test("a damaged object is taken from another lock-step destination; damaged everywhere, it is told and not copied", async () => {
     const [first, second, place] = [

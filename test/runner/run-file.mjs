@@ -32,7 +32,7 @@ import { parseReport } from "./report.mjs";
  */
 
 /** One test; a file that needs more says so in the test itself. */
-const TEST_TIMEOUT_MS = 30_000;
+const TEST_TIMEOUT_MS = 60_000;
 /** Of tests that a file declares concurrent. */
 const CONCURRENT_TESTS = 4;
 /** Nothing we test needs this much; a runaway loop takes all there is, and with it the machine. */

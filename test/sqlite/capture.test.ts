@@ -179,7 +179,7 @@ test("a transaction of 64 MiB is captured in slices, and nothing of it is told b
   expect(shadow.pending.size).toBeGreaterThan(64 * 256);
   expect(follower.committedBytes).toBeGreaterThan(64 * MIB);
   s.judge(shadow);
-}, 30_000);
+});
 
 test("images are not resolved between a new hold and the capture of what was committed before it began", async () => {
   await using s = await scene(application);

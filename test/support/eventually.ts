@@ -7,7 +7,8 @@ export interface EventuallyOptions {
   readonly explain?: () => string | Promise<string>;
 }
 
-const DEFAULT_DEADLINE_MS = 10_000;
+/** No measure of anything: what never comes is to fail, and a busy machine is not. */
+const DEFAULT_DEADLINE_MS = 30_000;
 const DEFAULT_POLL_MS = 10;
 
 type Falsy = false | null | undefined;
