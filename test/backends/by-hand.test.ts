@@ -1,4 +1,3 @@
-// deadline: 180 s
 import { Database } from "bun:sqlite";
 import { afterAll, expect, test } from "bun:test";
 import { writeFile } from "node:fs/promises";

@@ -1,4 +1,3 @@
-// deadline: 180 s
 import { expect, test } from "bun:test";
 import { readdir } from "node:fs/promises";
 import { resolve } from "node:path";

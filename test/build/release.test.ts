@@ -1,4 +1,3 @@
-// deadline: 240 s
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { cp, readdir, readFile, symlink, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";

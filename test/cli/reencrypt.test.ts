@@ -1,4 +1,3 @@
-// deadline: 180 s
 import { describe, expect, test } from "bun:test";
 import {
   chmodSync,

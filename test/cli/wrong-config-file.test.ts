@@ -1,4 +1,3 @@
-// deadline: 240 s
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, chownSync, existsSync, mkdirSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { registry } from "../../src/cli/registry.ts";

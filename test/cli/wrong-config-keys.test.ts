@@ -1,4 +1,3 @@
-// deadline: 240 s
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { backendTables } from "../../src/config/backends.ts";

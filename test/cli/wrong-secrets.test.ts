@@ -1,4 +1,3 @@
-// deadline: 240 s
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { registry } from "../../src/cli/registry.ts";

@@ -1,4 +1,3 @@
-// deadline: 180 s
 import { Database } from "bun:sqlite";
 import { expect, test } from "bun:test";
 import { mkdirSync, renameSync } from "node:fs";

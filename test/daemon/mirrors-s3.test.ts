@@ -1,4 +1,3 @@
-// deadline: 120 s
 import { Database } from "bun:sqlite";
 import { expect, test } from "bun:test";
 import { statePaths } from "../../src/state/layout.ts";

@@ -1,4 +1,3 @@
-// deadline: 120 s
 import { describe, expect, test } from "bun:test";
 import { readFile } from "node:fs/promises";
 import { inflateSync } from "node:zlib";

@@ -1,4 +1,3 @@
-// deadline: 240 s
 import { expect, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { emptyKeyRing } from "../../src/format/envelope.ts";

@@ -12,7 +12,7 @@ import { FaultProxy, type ProxyFault } from "./proxy.ts";
 const MIB = 1024 * 1024;
 const LARGE_BYTES = 12 * MIB + 77;
 const TEST_MS = 120_000;
-const QUICK: S3Table = { retries: 8, timeout: "1500ms" };
+const QUICK: S3Table = { retries: 8, timeout: "3s" };
 
 const FAULTS: readonly ProxyFault[] = [
   "refuse",
@@ -111,7 +111,8 @@ await forRgw((server) => {
         await backend.delete(keys);
         expect(await keysOf(direct, "app/")).toEqual(["app/CURRENT", "app/L0/new", "app/full/1"]);
         // A begun upload whose answer was lost has no name that anybody could abort; only a sweep finds it.
-        const lost = ["lose-answer", "cut-head", "cut-body", "truncate", "stall"].includes(fault) ? 1 : 0;
+        // One that is merely slow may be given up too, where the machine is as well.
+        const lost = ["lose-answer", "cut-head", "cut-body", "truncate", "stall", "slow"].includes(fault) ? 1 : 0;
         expect((await the.uploads()).length).toBeLessThanOrEqual(lost);
         expect(proxy.faultCounts()[fault]).toBeGreaterThan(6);
       },

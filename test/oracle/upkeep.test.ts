@@ -1,4 +1,3 @@
-// deadline: 120 s
 import { expect, test } from "bun:test";
 import { rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";

@@ -1,4 +1,3 @@
-// deadline: 180 s
 import { expect, test } from "bun:test";
 import { cpSync, readdirSync, rmSync, truncateSync } from "node:fs";
 import { join } from "node:path";

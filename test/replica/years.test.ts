@@ -1,3 +1,4 @@
+// deadline: 600 s
 import { expect, test } from "bun:test";
 import { keyOf } from "../../src/replica/catalog.ts";
 import { seededRandom } from "../support/random.ts";
@@ -59,7 +60,7 @@ test.each([
     }
     expect(replica.states.size).toBe(days * 150 + 1);
   },
-  120_000,
+  400_000,
 );
 
 test("days of it with real objects restore, state by state, as they were", async () => {

@@ -1,4 +1,3 @@
-// deadline: 120 s
 import { expect, test } from "bun:test";
 import { copyFile, rm, truncate, writeFile } from "node:fs/promises";
 import { writeCursor } from "../../src/state/cursor.ts";

@@ -1,4 +1,3 @@
-// deadline: 120 s
 import { expect, test } from "bun:test";
 import { type Daemon, QUICK, Replication } from "./replication.ts";
 import { LARGE_ROWS } from "./scenarios/large-sets.ts";

@@ -1,4 +1,3 @@
-// deadline: 120 s
 import { expect, test } from "bun:test";
 import { statSync } from "node:fs";
 import { mkdir } from "node:fs/promises";

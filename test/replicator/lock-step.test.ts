@@ -1,4 +1,3 @@
-// deadline: 120 s
 import { expect, test } from "bun:test";
 import { reportStatus } from "../../src/daemon/status-report.ts";
 import { deriveSealKey, type SealKey } from "../../src/format/envelope.ts";

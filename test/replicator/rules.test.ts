@@ -1,4 +1,3 @@
-// deadline: 180 s
 import { test } from "bun:test";
 import { CALM, RULES } from "./rules.ts";
 

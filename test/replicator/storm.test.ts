@@ -1,4 +1,3 @@
-// deadline: 180 s
 import { test } from "bun:test";
 import { fileURLToPath } from "node:url";
 import { runSeed, withSeed } from "../support/random.ts";

@@ -1,4 +1,3 @@
-// deadline: 240 s
 import { expect, test } from "bun:test";
 import { fileURLToPath } from "node:url";
 import { runWithChanges } from "./leaving-out.ts";

@@ -1,4 +1,3 @@
-// deadline: 120 s
 import { expect, test } from "bun:test";
 import { withSeed } from "../support/random.ts";
 import { type HammerOptions, hammer } from "./hammer.ts";

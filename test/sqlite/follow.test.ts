@@ -1,4 +1,3 @@
-// deadline: 180 s
 import { expect, test } from "bun:test";
 import { withSeed } from "../support/random.ts";
 import { commitWithoutChecksums, pythonLeavesBadChecksums } from "./bad-checksums.ts";
