@@ -11,6 +11,8 @@ import {
   parseName,
 } from "../format/names.ts";
 import type { StoredObject } from "../storage/backend.ts";
+import { assert } from "../util/errors.ts";
+import { atOnce, STEP_LOOKS } from "../util/turns.ts";
 
 /** One stored copy of a full backup or change-set, as a listing shows it. */
 export interface ReplicaObject {
@@ -123,13 +125,45 @@ export function isEmpty(catalog: Catalog): boolean {
   return catalog.fulls.length === 0 && catalog.changeSets.length === 0;
 }
 
+/** Objects of one destination and kind, and one level, as they were added. */
+interface Run {
+  readonly objects: ReplicaObject[];
+  isAscending: boolean;
+}
+
+/** Full backups, and the levels. */
+const RUN_COUNT = 1 + HIGHEST_LEVEL + 1;
+
+function newRuns(): Run[] {
+  return Array.from({ length: RUN_COUNT }, () => ({ objects: [], isAscending: true }));
+}
+
+/** The items of ascending lists as one ascending list, what is equal in the order of the lists. Not for very many lists. */
+function* merge<T>(lists: readonly T[][], compare: (a: T, b: T) => number): Generator<void, T[]> {
+  const left = lists.filter((list) => list.length > 0).map((list) => ({ list, next: 0 }));
+  if (left.length <= 1) return left[0]?.list ?? [];
+  const merged: T[] = [];
+  for (;;) {
+    let least: { readonly from: { readonly list: T[]; next: number }; readonly item: T } | null = null;
+    for (const from of left) {
+      const item = from.list[from.next];
+      if (item !== undefined && (least === null || compare(item, least.item) < 0)) least = { from, item };
+    }
+    if (least === null) return merged;
+    merged.push(least.item);
+    least.from.next++;
+    if (merged.length % STEP_LOOKS === 0) yield;
+  }
+}
+
 /** Takes listings object by object, in any order, so that no list of all keys stands in memory besides the catalog. */
 export class CatalogBuilder {
   readonly #database: string;
   readonly #folder: string;
   readonly #currentKey: string;
   readonly #manifestKey: string;
-  #objects: ReplicaObject[] = [];
+  /** By destination, then full backups and each level. A listing is in the order of the keys, and so mostly is each of these. */
+  readonly #runs: Run[][];
   readonly #current: (StoredObject | null)[];
   readonly #manifest: (StoredObject | null)[];
   #marks: StoredMark[] = [];
@@ -144,6 +178,7 @@ export class CatalogBuilder {
     this.#folder = `${database}/`;
     this.#currentKey = currentKey(database);
     this.#manifestKey = manifestKey(database);
+    this.#runs = Array.from({ length: destinationCount }, newRuns);
     this.#current = Array.from({ length: destinationCount }, () => null);
     this.#manifest = Array.from({ length: destinationCount }, () => null);
   }
@@ -157,36 +192,30 @@ export class CatalogBuilder {
       const name = key.startsWith(this.#folder) ? (parseName(key, start) ?? parseMarkName(key, start)) : null;
       if (name === null) this.#addAnomaly({ kind: "foreign-name", key, destination });
       else if (name.kind === "mark") this.#marks.push(markOf(name, destination, stored));
-      else this.#objects.push(this.#objectOf(name, destination, stored));
+      else this.#addObject(this.#objectOf(name, destination, stored));
     }
   }
 
   /** Forgets what was added of a destination whose listing failed half-way. */
   drop(destination: number): void {
-    const kept = this.#objects.filter((object) => object.destination !== destination);
-    this.#objects = kept;
+    this.#runs[destination] = newRuns();
     this.#marks = this.#marks.filter((mark) => mark.destination !== destination);
     this.#current[destination] = null;
     this.#manifest[destination] = null;
   }
 
   build(): Catalog {
-    const objects = this.#objects.sort(compareObjects);
-    const fulls: ReplicaObject[] = [];
-    const levels: ReplicaObject[][] = Array.from({ length: HIGHEST_LEVEL + 1 }, () => []);
-    let alike: ReplicaObject[] = [];
-    for (const object of objects) {
-      if (object.kind === "full") fulls.push(object);
-      else levels[object.level]?.push(object);
-      if (alike[0] !== undefined && !sameStates(alike[0], object)) alike = [];
-      for (const other of alike) this.#compare(other, object);
-      alike.push(object);
-    }
+    return atOnce(this.building());
+  }
+
+  /** As `build`, in steps of a few milliseconds for 100,000 objects that were listed in the order of their keys. */
+  *building(): Generator<void, Catalog> {
+    const [fulls = [], ...levels] = yield* this.#mergeRuns();
     return {
       database: this.#database,
       fulls,
       levels,
-      changeSets: levels.flat().sort((a, b) => a.first - b.first),
+      changeSets: yield* merge(levels, (a, b) => a.first - b.first),
       twins: this.#twins,
       current: this.#current,
       manifest: this.#manifest,
@@ -194,6 +223,40 @@ export class CatalogBuilder {
       anomalies: this.#anomalies,
       anomalyCount: this.#anomalyCount,
     };
+  }
+
+  /** Of all destinations together: the full backups, and each level. Names that differ in the seal or the destination only are compared. */
+  *#mergeRuns(): Generator<void, ReplicaObject[][]> {
+    const merged: ReplicaObject[][] = [];
+    for (let place = 0; place < RUN_COUNT; place++) {
+      const runs = this.#runs.flatMap((ofDestination) => ofDestination[place] ?? []);
+      for (const run of runs) if (!run.isAscending) run.objects.sort(compareObjects);
+      const objects = yield* merge(
+        runs.map((run) => run.objects),
+        compareObjects,
+      );
+      yield* this.#compareAlike(objects);
+      merged.push(objects);
+    }
+    return merged;
+  }
+
+  *#compareAlike(objects: readonly ReplicaObject[]): Generator<void, void> {
+    let alike: ReplicaObject[] = [];
+    for (const [i, object] of objects.entries()) {
+      if (i % STEP_LOOKS === STEP_LOOKS - 1) yield;
+      if (alike[0] !== undefined && !sameStates(alike[0], object)) alike = [];
+      for (const other of alike) this.#compare(other, object);
+      alike.push(object);
+    }
+  }
+
+  #addObject(object: ReplicaObject): void {
+    const run = this.#runs[object.destination]?.[object.kind === "full" ? 0 : object.level + 1];
+    assert(run !== undefined, "an object is of a destination that was named, and of a level that there is");
+    const last = run.objects.at(-1);
+    run.isAscending &&= last === undefined || compareObjects(last, object) <= 0;
+    run.objects.push(object);
   }
 
   #objectOf(name: ObjectName, destination: number, stored: StoredObject): ReplicaObject {

@@ -3,6 +3,7 @@ import type { KeyRing } from "../format/envelope.ts";
 import { currentKey, formatName, manifestKey } from "../format/names.ts";
 import type { Backend, StoredObject } from "../storage/backend.ts";
 import { assert, BakeliteError, describeError } from "../util/errors.ts";
+import { inTurns } from "../util/turns.ts";
 import { type Catalog, CatalogBuilder, isEmpty, MAX_ANOMALIES, nameOf, type ReplicaObject } from "./catalog.ts";
 import { type CurrentHint, parseCurrent, parseManifest } from "./documents.ts";
 import { LineageGraph, type StatePath } from "./paths.ts";
@@ -136,10 +137,11 @@ export class Replica {
         }
       }),
     );
+    const catalog = await inTurns(builder.building());
     const older = new Map<string, ReplicaObject>();
     for (const object of [...this.#catalog.fulls, ...this.#catalog.changeSets])
       if (this.#trailers.knowledge(object) !== "unknown") older.set(identityOf(object), object);
-    this.#catalog = builder.build();
+    this.#catalog = catalog;
     // The first listing has nothing to inherit, and 100,000 names to compare it with.
     const heirs = older.size === 0 ? [] : this.#allObjects();
     trailers.inherit(this.#trailers, heirs, (object) => older.get(identityOf(object)));

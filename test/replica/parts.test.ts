@@ -1,11 +1,12 @@
 import { describe, expect, test } from "bun:test";
 import { hashPage, lockPageNumber } from "../../src/format/pages.ts";
 import { mapAhead } from "../../src/replica/ahead.ts";
-import { CatalogBuilder, isEmpty, keyOf } from "../../src/replica/catalog.ts";
+import { type Catalog, CatalogBuilder, isEmpty, keyOf, type ReplicaObject } from "../../src/replica/catalog.ts";
 import { ObjectSource } from "../../src/replica/object-source.ts";
 import { PageTally } from "../../src/replica/page-tally.ts";
 import { bytesSource } from "../../src/storage/backend.ts";
 import { fc } from "../support/properties.ts";
+import { seededRandom } from "../support/random.ts";
 import { MemoryBackend } from "./memory-backend.ts";
 
 describe("mapAhead", () => {
@@ -162,6 +163,44 @@ describe("CatalogBuilder", () => {
       "app/manifest",
       null,
     ]);
+  });
+
+  test("does not mind the order in which it is told, and puts very many names in order in steps", () => {
+    const random = seededRandom(8);
+    const keys = Array.from({ length: 20_000 }, (_, i) => {
+      const digits = (index: number) => String(index).padStart(16, "0");
+      const [level, first] = [i % 4, 1 + Math.floor(i / 4) * 3];
+      return level === 3
+        ? `app/full/${digits(first)}.p`
+        : `app/L${level}/${digits(first)}-${digits(first + level)}.${i % 7 === 0 ? "0a1b2c3d" : "p"}`;
+    });
+    const catalogOf = (order: (keys: readonly string[], destination: number) => readonly string[]) => {
+      const builder = new CatalogBuilder("app", 2);
+      for (const destination of [0, 1])
+        for (const key of order(keys, destination)) builder.add(destination, stored(key));
+      const steps = builder.building();
+      for (let count = 1; ; count++) {
+        const step = steps.next();
+        if (step.done === true) return { catalog: step.value, count };
+      }
+    };
+    const shuffled = (each: readonly string[]) =>
+      each
+        .map((key) => ({ key, at: random.next() }))
+        .sort((a, b) => a.at - b.at)
+        .map(({ key }) => key);
+    const { catalog, count } = catalogOf((each) => each.toSorted());
+    expect(count).toBeGreaterThan(5);
+    const told = (given: Catalog) => ({ ...given, twins: [...given.twins] });
+    expect(told(catalogOf((each) => shuffled(each)).catalog)).toEqual(told(catalog));
+    expect(
+      told(catalogOf((each, destination) => (destination === 0 ? each.toSorted() : each.toReversed())).catalog),
+    ).toEqual(told(catalog));
+    const place = ({ first, level, last, seal, destination }: ReplicaObject) =>
+      [first, level, last, seal, destination].map((part) => String(part).padStart(20, "0")).join(" ");
+    for (const objects of [catalog.changeSets, catalog.fulls])
+      expect(objects.map(place)).toEqual(objects.map(place).toSorted());
+    expect(catalog.changeSets).toHaveLength(30_000);
   });
 
   test("forgets a destination whose listing broke off", () => {
