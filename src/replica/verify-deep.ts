@@ -80,8 +80,9 @@ async function checkFull(
     // What has been listed since the objects were judged may lead on where others were deleted.
     await checks.read(replica, { signal: options.signal });
     const full = listedAgain(replica, listed);
-    const path = full === null ? null : longestPath(inputs, full, newest);
-    if (full === null || path === null) return null;
+    if (full === null) return reportUnlisted(inputs, listed);
+    const path = longestPath(inputs, full, newest);
+    if (path === null) return null;
     try {
       const plan = await planOf(inputs, path);
       if (plan === null || !(await hasRoom(inputs, plan, options))) return null;
@@ -99,12 +100,23 @@ async function checkFull(
   }
 }
 
-/** The full backup as the newest listing has it; null when it has been deleted. */
+/** The full backup as the newest listing has it; null when it is not there, or could not be listed. */
 function listedAgain({ catalog }: Replica, listed: ReplicaObject): ReplicaObject | null {
   const { destination, first, seal } = listed;
   return (
     catalog.fulls.find((full) => full.destination === destination && full.first === first && full.seal === seal) ?? null
   );
+}
+
+/** What has been deleted meanwhile is no longer a backup; what the destination no longer lists was not checked. */
+function reportUnlisted(inputs: DeepInputs, listed: ReplicaObject): null {
+  const failure = inputs.replica.trailers.failedDestinations.get(listed.destination);
+  if (failure !== undefined)
+    addProblem(inputs, listed, "not-checked", {
+      message: `full backup ${listed.first} was not restored, for its destination stopped answering: ${sentenceOf(failure)}`,
+      nextStep: failure.hint ?? "run verify --deep again",
+    });
+  return null;
 }
 
 function reportUnrestorable(inputs: DeepInputs, path: StatePath, error: BakeliteError): DeepCheck {

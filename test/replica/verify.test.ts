@@ -668,10 +668,14 @@ describe("deep", () => {
 });
 
 /** Merges and deletes states 9 to 14 when `key` is asked for the second time: once for the reading, then for the deep check. */
-async function mergeBelowDeep(key: string, merge: () => Promise<void>): Promise<VerifyReport> {
+async function mergeBelowDeep(
+  key: string,
+  merge: () => Promise<void>,
+  backends: readonly MemoryBackend[] = [backend],
+): Promise<VerifyReport> {
   await using temporary = await temporaryDirectory("verify-deep");
   let asked = 0;
-  const replica = await open();
+  const replica = await open({ backends });
   backend.onGet = async (got) => {
     if (got === key && ++asked === 2) await merge();
   };
@@ -704,6 +708,22 @@ describe("a deep check that takes longer than change-sets are kept", () => {
       expect(show(report.problems)).toEqual([`integrity ${full(1)}`, `integrity ${full(6)}`]);
       expect(report.deep?.map(({ point }) => point.index)).toEqual([8, 14]);
     });
+
+  test("does not pass over what a destination no longer lists", async () => {
+    const other = new MemoryBackend("other");
+    builder = await makeHistory([backend, other]);
+    const mergeAndVanish = async () => {
+      await mergeTail();
+      backend.onList = () => {
+        throw new BakeliteError("storage-unreachable", "it went down", { subject: "memory" });
+      };
+    };
+    const report = await mergeBelowDeep(changeSet(11), mergeAndVanish, [backend, other]);
+    expect(show(report.problems)).toContain(`not-checked ${full(6)}`);
+    expect(report.problems.listed.map(({ message }) => message)).toContainEqual(
+      expect.stringContaining("was not restored, for its destination stopped answering: it went down"),
+    );
+  });
 
   test("says so when what it needs was deleted and nothing stands for it", async () => {
     const report = await mergeBelowDeep(changeSet(11), () => deleteChangeSets(9, 12));
