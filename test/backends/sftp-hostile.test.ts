@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { Duplex } from "node:stream";
 import { readWholeDirectory } from "../../src/storage/sftp/directory.ts";
-import { SftpStatusError } from "../../src/storage/sftp/errors.ts";
+import { nullIfAnswered, SftpStatusError } from "../../src/storage/sftp/errors.ts";
 import { SftpSession } from "../../src/storage/sftp/session.ts";
 import { readPieces } from "../../src/storage/sftp/transfer.ts";
 import { encodePacket, type Field, PACKET, PacketReader, PacketSplitter, STATUS } from "../../src/storage/sftp/wire.ts";
@@ -68,6 +68,25 @@ describe("an SFTP server that means harm", () => {
     const silent = await sessionWith(() => null);
     await expect(withDeadline(silent.lstat("a"), { what: "the end" })).rejects.toMatchObject(UNREACHABLE);
     await expect(sessionWith(() => null, Buffer.alloc(0))).rejects.toMatchObject(UNREACHABLE);
+  });
+
+  test("that fails without a reason and is gone when it is asked for one is unreachable, whatever had failed", async () => {
+    const gone = Buffer.from([0xff, 0xff, 0xff, 0xff, 2]);
+    const failure = [PACKET.status, STATUS.failure, "", ""] as const;
+    let lookCount = 0;
+    const looking = await sessionWith(() => (++lookCount === 1 ? failure : gone));
+    await expect(looking.lstat("/a/b")).rejects.toMatchObject(UNREACHABLE);
+    expect(lookCount).toBe(2);
+    // A directory that cannot be made: is it there, or is the disk full?
+    const greeting = encodePacket(PACKET.version, [3, "statvfs@openssh.com", "2"]);
+    for (const ask of [
+      (session: SftpSession) => session.lstat("/a").catch(nullIfAnswered),
+      (session: SftpSession) => session.statvfs("/a"),
+    ]) {
+      const making = await sessionWith((type) => (type === PACKET.mkdir ? failure : gone), greeting);
+      await expect(making.makeDirectory("/a")).rejects.toBeInstanceOf(SftpStatusError);
+      await expect(ask(making)).rejects.toMatchObject(UNREACHABLE);
+    }
   });
 
   test("that answers everything but one request is given up as well", async () => {

@@ -21,7 +21,7 @@ import type { SftpServerOptions } from "./connect.ts";
 import { type SharedConnection, sharedConnection } from "./connections.ts";
 import { diagnoseServer } from "./diagnose.ts";
 import { readWholeDirectory } from "./directory.ts";
-import { isStatus, sftpStorageError, unreachable } from "./errors.ts";
+import { isStatus, nullIfAnswered, sftpStorageError, unreachable } from "./errors.ts";
 import type { SftpHandle, SftpSession } from "./session.ts";
 import { readPieces, writeBody } from "./transfer.ts";
 import { type SftpAttributes, STATUS } from "./wire.ts";
@@ -206,7 +206,7 @@ class SftpBackend implements Backend {
       return await orAborted(request, signal);
     } catch (error) {
       // Where there is no reason, the file system may have one: a full one, or one that is read-only.
-      const room = isStatus(error, STATUS.failure) ? await session.statvfs(this.#root).catch(() => null) : null;
+      const room = isStatus(error, STATUS.failure) ? await session.statvfs(this.#root) : null;
       throw sftpStorageError(error, { doing, subject: this.#subjectOf(path), takesRoom, room });
     }
   }
@@ -283,7 +283,7 @@ class SftpBackend implements Backend {
     const making = session.makeDirectory(path).catch(async (error: unknown) => {
       // Somebody else made it first: version 3 has no status for that.
       if (isStatus(error, STATUS.failure, STATUS.fileAlreadyExists)) {
-        const found = await session.lstat(path).catch(() => null);
+        const found = await session.lstat(path).catch(nullIfAnswered);
         if (found?.kind === "directory") return;
       }
       throw error;

@@ -29,6 +29,12 @@ export function isStatus(error: unknown, ...statuses: readonly number[]): boolea
   return error instanceof SftpStatusError && statuses.includes(error.status);
 }
 
+/** For `catch`: null where the server has answered, with whatever. A line that broke is thrown: it is not the server's last word. */
+export function nullIfAnswered(error: unknown): null {
+  if (error instanceof SftpStatusError) return null;
+  throw error;
+}
+
 /** What the file system there tells of itself, where a failure has no reason. */
 export interface RoomThere {
   readonly freeBytes: number;

@@ -1,7 +1,7 @@
 import type { Duplex } from "node:stream";
 import type { BakeliteError } from "../../util/errors.ts";
 import { Semaphore } from "../../util/semaphore.ts";
-import { isStatus, type RoomThere, SftpStatusError, unreachable } from "./errors.ts";
+import { isStatus, nullIfAnswered, type RoomThere, SftpStatusError, unreachable } from "./errors.ts";
 import {
   encodePacket,
   type Field,
@@ -213,15 +213,14 @@ export class SftpSession {
     try {
       return await this.#request(PACKET.extended, ["statvfs@openssh.com", path], roomIn);
     } catch (error) {
-      if (error instanceof SftpStatusError) return null;
-      throw error;
+      return nullIfAnswered(error);
     }
   }
 
   async #standsBelowFile(path: string): Promise<boolean> {
     const parent = path.slice(0, path.lastIndexOf("/"));
     if (parent === "") return false;
-    const above = await this.lstat(parent).catch(() => null);
+    const above = await this.lstat(parent).catch(nullIfAnswered);
     return above?.kind === "file";
   }
 
