@@ -162,9 +162,11 @@ test("Ctrl-C ends it at once, and the next run finishes what it began", async ()
     stderr: "pipe",
   });
   await eventually(() => objectsIn(store).some((name) => name.startsWith("L1/")), { what: "a merged change-set" });
+  const startMs = performance.now();
   child.kill("SIGINT");
   const stderr = await child.stderr.text();
   expect(await child.exited).toBe(130);
+  expect(performance.now() - startMs).toBeLessThan(3000);
   expect(stderr).toBe("bakelite: stopped by SIGINT\n");
   const begun = objectsIn(store).filter((name) => name.startsWith("L1/")).length;
   expect(begun).toBeLessThan(250);

@@ -111,8 +111,7 @@ await forRgw((server) => {
         await backend.delete(keys);
         expect(await keysOf(direct, "app/")).toEqual(["app/CURRENT", "app/L0/new", "app/full/1"]);
         // A begun upload whose answer was lost has no name that anybody could abort; only a sweep finds it.
-        // One that is merely slow may be given up too, where the machine is as well.
-        const lost = ["lose-answer", "cut-head", "cut-body", "truncate", "stall", "slow"].includes(fault) ? 1 : 0;
+        const lost = ["lose-answer", "cut-head", "cut-body", "truncate", "stall"].includes(fault) ? 1 : 0;
         expect((await the.uploads()).length).toBeLessThanOrEqual(lost);
         expect(proxy.faultCounts()[fault]).toBeGreaterThan(6);
       },
@@ -133,7 +132,7 @@ await forRgw((server) => {
           proxy.failNext(fault, { times: 1_000_000 });
           const startedMs = performance.now();
           await expect(call()).rejects.toMatchObject({ name: "BakeliteError", code: "storage-unreachable" });
-          expect(performance.now() - startedMs).toBeLessThan(60_000);
+          expect(performance.now() - startedMs).toBeLessThan(15_000);
           proxy.clearScripts();
         };
         await fails(() => backend.put("app/b", text("b"), { ifAbsent: true }));
@@ -170,8 +169,10 @@ await forRgw((server) => {
     proxy.failNext("hang", { operation: "upload-part", skip: 1, times: 1000 });
     const put = backend.put("app/b", large(), { signal: abort.signal });
     await eventually(() => (proxy.faultCounts().hang ?? 0) > 0, { what: "a part to hang" });
+    const abortedMs = performance.now();
     abort.abort();
     await expect(put).rejects.toMatchObject({ code: "interrupted" });
+    expect(performance.now() - abortedMs).toBeLessThan(3000);
     await eventually(async () => (await the.uploads()).length === 0, { what: "the aborted put's upload to be gone" });
     expect(await keysOf(the.direct, "")).toEqual([]);
   });
@@ -195,9 +196,11 @@ await forRgw((server) => {
         const abort = new AbortController();
         const ending = call(abort.signal);
         setTimeout(() => abort.abort(), 150);
+        const startedMs = performance.now();
         await expect(withDeadline(ending, { what: `${name} to end`, deadlineMs: 20_000 })).rejects.toMatchObject({
           code: "interrupted",
         });
+        expect(performance.now() - startedMs).toBeLessThan(8000);
       }
       await the.proxy.endOutage();
       expect(await keysOf(the.direct, "app/a")).toEqual(["app/a"]);

@@ -66,7 +66,7 @@ describe("a stop before it is known what is stored", () => {
     backend.hold();
     const daemon = await r.startDaemon();
     await backend.reached();
-    expect(await daemon.stop(20_000)).toEqual({
+    expect(await daemon.stop(10_000)).toEqual({
       kind: "stopped",
       detail: "stopped before the database was compared with what is stored: the next start does that",
     });
